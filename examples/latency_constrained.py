@@ -42,7 +42,7 @@ def main(out: str = "results/example-latency") -> nas.Result:
         "space_settings": SIZE,
         "final_settings": SIZE,
         "top_k": 2 if TINY else 3,
-        "seeds": 1,
+        "repeats": 1,
         "baselines": False,
         "retrain": {"epochs": 1 if TINY else 20},
     }

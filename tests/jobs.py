@@ -13,7 +13,7 @@ TINY = {
     "epochs": 2,
     "trial": {"batch": 10, "lr": 0.2},  # with fewer steps no trial is better than guessing
     "top_k": 2,
-    "seeds": 1,
+    "repeats": 1,
     "baselines": False,
     "export": False,
     "pictures": False,

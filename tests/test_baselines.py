@@ -20,7 +20,7 @@ from nas.types import Trial
 
 TASK = load_task("digits")
 COMPARED = {"baselines": True}
-LEARNING = {"epochs": 8, "shared": {"batch": 10, "lr": 0.2}}
+LEARNING = {"epochs": 8, "supernet": {"batch": 10, "lr": 0.2}}
 """Shared weights that are better than guessing."""
 
 

@@ -67,7 +67,7 @@ def test_a_supernet_is_trained_for_fewer_epochs_by_its_whole_schedule(tmp_path):
     made = job(tmp_path, method="spos", epochs=50)
     found = divided(made, STEPS, 60.0, places=1)
     assert 6 <= found.epochs < 50
-    shared = applied(made, found).plan.shared
+    shared = applied(made, found).plan.supernet
     assert (shared.epochs, shared.schedule) == (found.epochs, "step")
 
 

@@ -190,7 +190,7 @@ def test_a_form_that_cannot_be_written_leaves_a_note(result, task, monkeypatch, 
 def found(folder, **settings):
     heard = Recorder()
     given = SMALL | {"trials": 1, "top_k": 1, "export": True} | settings
-    given = {name: value for name, value in given.items() if name not in ("seeds", "top_k_epochs")}
+    given = {name: value for name, value in given.items() if name not in ("repeats", "top_k_epochs")}
     return nas.search("toy", "digits", "random", out=folder, settings=given, progress=heard), heard.notes
 
 

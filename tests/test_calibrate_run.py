@@ -19,7 +19,7 @@ from nas.run.pipeline import search
 from nas.space.space import Space
 
 TASK = load_task("digits")
-FEW = Settings(architectures=5, epochs=1, seeds=2)
+FEW = Settings(architectures=5, epochs=1, repeats=2)
 CHEAP = {"epochs": 1, "evaluator": "shared", "search_images": 400, "trial": {"batch": 32}}
 TOY = CHEAP | {"space_settings": {"width": 4}}
 FILES = {FILE, "calibration.svg", "calibration.png", "settings.json"}
@@ -70,7 +70,12 @@ def test_every_group_is_there(toy):
     assert set(groups["proxy"]) <= {*PROXIES, "log-rank of params, macs, l2_norm"}
     assert len(groups["proxy"]) > 10
     assert all(-1 <= e.tau_low <= e.tau_high <= 1 and e.cost_s > 0 for e in found.estimates)
-    assert (found.architectures, found.epochs, found.seeds, found.fingerprint) == (5, 1, 2, TASK.fingerprint)
+    assert (found.architectures, found.epochs, found.repeats, found.fingerprint) == (
+        5,
+        1,
+        2,
+        TASK.fingerprint,
+    )
 
 
 def test_the_folder_holds_the_record_and_the_picture(toy):
@@ -84,7 +89,7 @@ def test_the_folder_holds_the_record_and_the_picture(toy):
 
 def test_all_of_a_small_space_are_calibrated_with(tmp_path):
     progress = Recorder()
-    settings = Settings(architectures=30, epochs=1, seeds=1)
+    settings = Settings(architectures=30, epochs=1, repeats=1)
     space = by_hand()
     found = calibrate(space, TASK, settings, out=tmp_path / "c", config=CHEAP, progress=progress)
     assert found.architectures == 9
@@ -119,7 +124,7 @@ def test_decisions_that_are_no_modules_leave_shared_weights_out(tmp_path):
 # -- settings --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("setting", [{"trials": 7}, {"seeds": 3}, {"retrain": {"epochs": 1}}, {"top_k": 2}])
+@pytest.mark.parametrize("setting", [{"trials": 7}, {"repeats": 3}, {"retrain": {"epochs": 1}}, {"top_k": 2}])
 def test_settings_that_a_calibration_does_not_read_are_refused(tmp_path, setting):
     with pytest.raises(ConfigError, match=f"{next(iter(setting))} is set, but a calibration uses only space"):
         calibrate("toy", TASK, FEW, out=tmp_path / "c", config=TOY | setting)
@@ -207,7 +212,7 @@ def test_the_command_prints_json_or_a_table(tmp_path):
     done = command(*arguments, "--json")
     assert done.exit_code == 0, done.stderr
     answer = json.loads(done.stdout)
-    assert (answer["space"], answer["architectures"], answer["seeds"]) == ("toy", 5, 2)
+    assert (answer["space"], answer["architectures"], answer["repeats"]) == ("toy", 5, 2)
     assert answer == json.loads((tmp_path / "c" / FILE).read_text())
     table = command(*arguments)
     assert table.exit_code == 0

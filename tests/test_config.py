@@ -104,7 +104,7 @@ def test_numbers_may_be_written_in_several_ways(name, given, taken):
         {"method": "evolution", "search": {"lr": 0.1}},
         {"method": "darts", "objective": ["-params"]},
         {"method": "evolution", "evaluator": "shared", "scheduler": "hyperband"},
-        {"method": "evolution", "ladder": "epochs=1; epochs=2"},
+        {"method": "evolution", "rungs": "epochs=1; epochs=2"},
         {"method": "evolution", "scheduler": "hyperband", "early_stop": 0.1},
         {"method": "evolution", "calibration": "results/c"},
     ],
@@ -136,7 +136,9 @@ def test_what_a_method_does_not_read_says_which_methods_do():
     assert refused({"trials": 3}).endswith("choose a method by trials, e.g. 'evolution'")
     assert refused({"guard": False, "method": "random"}).endswith("by gradients, e.g. 'darts'")
     assert refused({"sharing": {"sampling": "fair"}, "method": "darts"}).endswith("weights, e.g. 'spos'")
-    assert refused({"guard": False, "guards": {"skip_cap": 1}, "method": "darts"}).endswith("remove it")
+    assert refused({"guard": False, "guard_settings": {"skip_cap": 1}, "method": "darts"}).endswith(
+        "remove it"
+    )
 
 
 def test_arguments_and_settings_may_agree_but_not_differ():

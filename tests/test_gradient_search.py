@@ -118,7 +118,7 @@ def test_children_begin_with_their_parents_weights(tmp_path):
 
 
 def test_a_supernet_warm_starts_what_is_trained_again(tmp_path):
-    settings = {"space": "nasbench201", "trials": 5, "top_k": 2, "shared": {"epochs": 60}, "epochs": 1}
+    settings = {"space": "nasbench201", "trials": 5, "top_k": 2, "supernet": {"epochs": 60}, "epochs": 1}
     warm = run(tmp_path, "spos", warm_start="supernet", **settings)
     cold = run(tmp_path / "cold", "spos", **settings)
     assert warm.genotype in {t.genotype for t in warm.history}

@@ -85,7 +85,7 @@ def test_guards_are_on_unless_turned_off():
     plan = make_plan(make_config({"method": "darts"}))
     assert plan.search.guards == Guards()
     assert published("darts", "quick").guards is None
-    changed = make_plan(make_config({"method": "darts", "guards": {"skip_cap": 1, "ratio": 1.5}}))
+    changed = make_plan(make_config({"method": "darts", "guard_settings": {"skip_cap": 1, "ratio": 1.5}}))
     assert changed.search.guards == Guards(skip_cap=1, ratio=1.5)
 
 
@@ -104,8 +104,8 @@ def test_settings_of_a_method():
         ({"method_settings": {"parts": 1.5}}, "method_settings.parts is 1.5"),
         ({"method_settings": {"parts": "many"}}, "method_settings.parts is 'many'"),
         ({"alphas": {"lrr": 1}}, "alphas: .*'lrr'.*'lr'"),
-        ({"guards": {"skip": 1}, "guard": True}, "guards: .*'skip'.*'skip_cap'"),
-        ({"guards": {"skip_cap": 1}}, "guards"),
+        ({"guard_settings": {"skip": 1}, "guard": True}, "guards: .*'skip'.*'skip_cap'"),
+        ({"guard_settings": {"skip_cap": 1}}, "guards"),
     ],
 )
 def test_wrong_settings_are_refused(settings, subject):

@@ -76,14 +76,14 @@ CHANGES = {
     "top_k_epochs": (BLACK_BOX, 7),
     "search_images": (BLACK_BOX, 77),
     "trial": (BLACK_BOX, {"lr": 0.7}),
-    "shared": (SHARED, {"lr": 0.7}),
+    "supernet": (SHARED, {"lr": 0.7}),
     "search": (DARTS, {"lr": 0.7}),
     "retrain": (DARTS, {"lr": 0.7}),
     "alphas": (DARTS, {"lr": 0.7}),
     "method_settings": ({"method": "pcdarts"}, {"parts": 2}),
-    "alpha_speed": (DARTS, 2.0),
+    "alpha_lr_scale": (DARTS, 2.0),
     "guard": (DARTS, False),
-    "guards": (DARTS, {"ratio": 1.7}),
+    "guard_settings": (DARTS, {"ratio": 1.7}),
     "selection": (DARTS, "perturbation"),
     "sharing": (SHARED, {"sampling": "fair"}),
     "warm_start": (BLACK_BOX, "parent"),
@@ -91,10 +91,10 @@ CHANGES = {
     "objective": (BLACK_BOX, ["-params"]),
     "constraint": (BLACK_BOX, "params<=3e6"),
     "scheduler": (BLACK_BOX, "hyperband"),
-    "ladder": (HALVING, "epochs=2; epochs=4"),
+    "rungs": (HALVING, "epochs=2; epochs=4"),
     "eta": (HALVING, 2),
     "fidelity": (BLACK_BOX, "epochs=3,width=0.5"),
-    "seeds": (BLACK_BOX, 7),
+    "repeats": (BLACK_BOX, 7),
 }
 ELSEWHERE = {
     *("space", "task", "evaluator", "seed", "device", "deterministic", "space_settings", "final_settings"),
@@ -119,17 +119,17 @@ def test_every_setting_changes_the_plan(name):
 @pytest.mark.parametrize("base", [BLACK_BOX, SHARED, DARTS])
 def test_execution_holds_for_every_phase_unless_one_says_otherwise(base):
     found = make_plan(make_config({**base, "execution": "plain", "retrain": {"execution": "batched"}}))
-    assert {found.trial.execution, found.shared.execution} == {"plain"}
+    assert {found.trial.execution, found.supernet.execution} == {"plain"}
     assert found.final.execution == "batched"
     assert make_plan(make_config({**DARTS, "execution": "plain"})).search.weights.execution == "plain"
     found = make_plan(make_config({**base, "graph": False, "retrain": {"graph": True}}))
-    assert (found.trial.graph, found.shared.graph, found.final.graph) == (False, False, True)
+    assert (found.trial.graph, found.supernet.graph, found.final.graph) == (False, False, True)
 
 
 def test_epochs_belong_to_what_the_method_trains_first():
     assert plan(epochs=7).trial.epochs == 7
     shared = plan(epochs=7, evaluator="shared")
-    assert (shared.shared.epochs, shared.trial.epochs) == (7, preset("quick").trial.epochs)
+    assert (shared.supernet.epochs, shared.trial.epochs) == (7, preset("quick").trial.epochs)
     assert plan(epochs=7, method="darts").search.weights.epochs == 7
     assert plan(epochs=7, trial={"epochs": 3}).trial.epochs == 3
 
@@ -173,8 +173,8 @@ def test_epochs_of_the_last_training_lift_the_bound_on_its_images():
             "alphas is set, but method 'is-darts' learns no alphas",
         ),
         (
-            {"method": "is-darts", "alpha_speed": 2},
-            "alpha_speed is set, but method 'is-darts' learns no alphas",
+            {"method": "is-darts", "alpha_lr_scale": 2},
+            "alpha_lr_scale is set, but method 'is-darts' learns no alphas",
         ),
         ({"method": "is-darts", "seed_alphas": "x"}, "seed_alphas is set, but method 'is-darts' learns no"),
         (
@@ -198,7 +198,7 @@ def test_wrong_settings_name_their_table_and_the_rule(values, words):
         ({"top_k": 1, "top_k_epochs": 3}, "top_k_epochs is set, but with top_k 1"),
         ({"method": "darts", "top_k": 1, "trial": {"lr": 1}}, "trial is set, but with top_k 1"),
         ({"method": "darts", "trial": {"epochs": 3}}, "trial.epochs is set, but here"),
-        ({"top_k": 1, "seeds": 3}, "seeds is set, but with top_k 1"),
+        ({"top_k": 1, "repeats": 3}, "repeats is set, but with top_k 1"),
         ({"evaluator": "shared", "trial": {"epochs": 3}}, "trial.epochs is set, but here"),
     ],
 )

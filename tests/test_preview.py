@@ -72,7 +72,7 @@ def test_the_first_eigenvalue_of_a_search_by_gradients_takes_longer(tmp_path):
         ({"method": "darts"}, "2 epochs of a supernet"),
         ({"method": "spos"}, "2 epochs of a supernet, 7 trials"),
         ({"method": "random"}, "7 trials"),
-        ({"scheduler": "hyperband", "ladder": "epochs=1; epochs=2"}, "7 trials, on epochs=1; epochs=2"),
+        ({"scheduler": "hyperband", "rungs": "epochs=1; epochs=2"}, "7 trials, on epochs=1; epochs=2"),
     ],
 )
 def test_every_kind_of_search_has_an_estimate(tmp_path, changes, words):

@@ -189,9 +189,9 @@ def test_runs_are_compared_in_what_they_used(pareto, gradients, retrained, tmp_p
 
     assert "final.epochs" in rows(retrained, pareto) & rows(retrained, gradients)
     assert {"searcher.population", "trial.epochs"} <= rows(retrained, pareto)
-    assert not [name for name in rows(retrained, pareto) if name.startswith(("search.", "shared."))]
+    assert not [name for name in rows(retrained, pareto) if name.startswith(("search.", "supernet."))]
     assert "search.name" in rows(retrained, gradients)
-    assert not [name for name in rows(retrained, gradients) if name.startswith(("searcher.", "shared."))]
+    assert not [name for name in rows(retrained, gradients) if name.startswith(("searcher.", "supernet."))]
     other = shutil.copytree(gradients, tmp_path / "other" / gradients.name)
     assert f"other/{gradients.name}" in render([gradients, other])
 

@@ -20,7 +20,7 @@ A, B, C = (2, 2, 2), (2, 0, 2), (0, 0, 1)
 
 
 def job(folder, *, space=None, name="toy", stop=None, **settings):
-    values = {"space": name, "method": "evolution", **SMALL, "seeds": 2, "top_k_epochs": 10, **settings}
+    values = {"space": name, "method": "evolution", **SMALL, "repeats": 2, "top_k_epochs": 10, **settings}
     if space is not None:
         values["space_settings"] = {}
     return prepare(make_config(values), prepare_folder(folder), space=space, task=TASK, stop=stop)

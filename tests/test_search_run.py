@@ -117,7 +117,7 @@ def test_a_device_that_is_not_there_is_refused_before_anything(tmp_path, monkeyp
 
 def test_progress_tells_phases_seed_and_device(tmp_path):
     progress = Recorder()
-    evolve(tmp_path, top_k=1, top_k_epochs=None, seeds=None, progress=progress)
+    evolve(tmp_path, top_k=1, top_k_epochs=None, repeats=None, progress=progress)
     assert progress.phases == [("search", 3, 0), ("retrain", 1, 0)]
     assert len(progress.lines) == 4
     assert progress.notes[0].startswith("seed 0, device ")

@@ -37,7 +37,7 @@ Sets = Annotated[
 ]
 SWITCHES = ("--tensorboard", "--mlflow")
 """Options whose value may be left out."""
-PRESET = ("trials", "epochs", "top_k", "top_k_epochs", "seeds", "search_images", "alpha_speed")
+PRESET = ("trials", "epochs", "top_k", "top_k_epochs", "repeats", "search_images", "alpha_lr_scale")
 """Settings whose default is that of the preset."""
 
 

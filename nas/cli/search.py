@@ -147,7 +147,7 @@ def calibrate(
     given: dict[str, object],
     architectures: Annotated[int, typer.Option(help="Random architectures that are trained for long.")] = 16,
     epochs: Annotated[int, typer.Option(help="Epochs of the long training, the truth.")] = 12,
-    seeds: Annotated[int, typer.Option(help="Long trainings of each architecture.")] = 2,
+    repeats: Annotated[int, typer.Option(help="Long trainings of each architecture.")] = 2,
     threshold: Annotated[
         float, typer.Option(help="Kendall's tau that a fidelity must surely exceed to be trusted.")
     ] = 0.4,
@@ -170,7 +170,7 @@ def calibrate(
         found = run(
             str(settings["space"]),
             str(settings["task"]),
-            Settings(architectures, epochs, seeds, threshold),
+            Settings(architectures, epochs, repeats, threshold),
             out=out,
             config=settings,
             progress=progress,

@@ -24,17 +24,17 @@ MIN_ARCHITECTURES, CONVINCING = 5, 10
 class Settings:
     """What a calibration does.
 
-    architectures: random ones. epochs, seeds: of the long training that counts as the truth.
+    architectures: random ones. epochs, repeats: of the long training that counts as the truth.
     threshold: the rank correlation that a fidelity must surely exceed to be searched with.
     """
 
     architectures: int = 16
     epochs: int = 12
-    seeds: int = 2
+    repeats: int = 2
     threshold: float = 0.4
 
     def __post_init__(self) -> None:
-        least = {"architectures": MIN_ARCHITECTURES, "epochs": 1, "seeds": 1}
+        least = {"architectures": MIN_ARCHITECTURES, "epochs": 1, "repeats": 1}
         wrong = [
             f"{name} is {value}, wanted at least {bound}"
             for name, bound in least.items()
@@ -103,7 +103,7 @@ def choose(estimates: Sequence[Estimate], threshold: float) -> Estimate | None:
 class Calibration:
     """The outcome of a calibration; `chosen` is the fidelity to search with, None where none can be trusted.
 
-    architectures, epochs, seeds: how many were trained for how long and how often, for the truth.
+    architectures, epochs, repeats: how many were trained for how long and how often, for the truth.
     """
 
     space: str
@@ -111,7 +111,7 @@ class Calibration:
     fingerprint: str
     architectures: int
     epochs: int
-    seeds: int
+    repeats: int
     threshold: float
     estimates: tuple[Estimate, ...]
     chosen: str | None
@@ -137,7 +137,7 @@ class Calibration:
         ]
         truth = (
             f"{self.space} on {self.task}: rank correlation with {counted(self.epochs, 'epoch')} of training "
-            f"({counted(self.architectures, 'architecture')}, mean of {counted(self.seeds, 'seed')})"
+            f"({counted(self.architectures, 'architecture')}, mean of {counted(self.repeats, 'seed')})"
         )
         if self.chosen is None:
             verdict = (

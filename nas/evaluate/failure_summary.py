@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from nas.types import Objective, Trial
 
 ADVICE: Mapping[str, str] = {
-    "nan": "training diverges, at a lower learning rate too: lower trial.lr (shared.lr for "
+    "nan": "training diverges, at a lower learning rate too: lower trial.lr (supernet.lr for "
     "shared weights), set clip there, and look for extreme values in the images",
     "oom": "memory runs out: lower trial.batch, or leave large architectures out by a narrower space or "
     '--constraint "params<=1e6"',

@@ -207,7 +207,7 @@ def _fitted(job: Job, steps: Steps, seconds: float) -> tuple[int, int] | None:
     """Trials and epochs of a search that is worth its time; None where there is not enough of it."""
     plan, config = job.plan, job.config
     if plan.searcher is None or config.shares_weights:
-        recipe = plan.shared if plan.searcher is not None else plan.method.weights
+        recipe = plan.supernet if plan.searcher is not None else plan.method.weights
         share = seconds if plan.searcher is None else SHARED * seconds
         epochs = min(recipe.epochs, int(share / max(1e-9, search_s(job, steps, 0, 1))))
         return (plan.trials, epochs) if epochs >= min(EPOCHS, recipe.epochs) else None
@@ -239,7 +239,7 @@ def applied(job: Job, found: BudgetPlan) -> Job:
     if plan.searcher is None:
         plan = replace(plan, search=replace(plan.method, weights=shortened(plan.method.weights, epochs)))
     else:
-        plan = replace(plan, shared=shortened(plan.shared, epochs))
+        plan = replace(plan, supernet=shortened(plan.supernet, epochs))
     return replace(job, plan=plan)
 
 
@@ -268,7 +268,7 @@ def search_s(job: Job, steps: Steps, trials: int, epochs: float) -> float:
         first, later = (monitoring_cost(job.search_task, plan.method, first=first) for first in (True, False))
         return (epochs * (per_epoch + later) + first - later) * steps.search
     if job.config.shares_weights:
-        batch = plan.shared.batch
+        batch = plan.supernet.batch
         return (epochs * max(1, images // batch) + trials * FORWARD * val / batch) * steps.search
     workers = cores() if job.config.workers == "auto" else max(1, job.config.workers)
     return trials * trial_s(job, steps.search, epochs) / workers
@@ -277,7 +277,7 @@ def search_s(job: Job, steps: Steps, trials: int, epochs: float) -> float:
 def rerank_s(job: Job, steps: Steps, *, places: int, compares: bool) -> float:
     """Of the fresh trainings, `places` of them at a time; 0 where there are none."""
     networks = _networks_again(job, compares=compares)
-    rounds = math.ceil(networks * job.plan.seeds / places)
+    rounds = math.ceil(networks * job.plan.repeats / places)
     return rounds * trial_s(job, steps.trial, job.plan.top_k_epochs)
 
 
@@ -298,7 +298,7 @@ def _work_of(job: Job) -> tuple[int, float]:
     if plan.searcher is None:
         return 0, plan.method.weights.epochs
     if job.config.shares_weights:
-        return plan.trials, plan.shared.epochs
+        return plan.trials, plan.supernet.epochs
     # Epochs of full size that a trial takes on average: of `eta` on a rung one climbs.
     rungs = plan.ladder.rungs
     work = [r.epochs * r.images * r.width**2 * r.cells * r.image_size**2 for r in rungs]
@@ -415,7 +415,7 @@ def _words(job: Job, found: BudgetPlan) -> dict[str, str]:
     if plan.searcher is None:
         search = f"{counted(plan.method.weights.epochs, 'epoch')} of a supernet"
     elif job.config.shares_weights:
-        search = f"{counted(plan.shared.epochs, 'epoch')} of a supernet, {trials}"
+        search = f"{counted(plan.supernet.epochs, 'epoch')} of a supernet, {trials}"
     elif len(plan.ladder) > 1:
         search = f"{trials}, on {plan.ladder}"
     else:
@@ -432,7 +432,7 @@ def _words(job: Job, found: BudgetPlan) -> dict[str, str]:
     return {
         SEARCH: search,
         BASELINES: "random search at equal cost",
-        RERANK: f"{networks}, {counted(plan.seeds, 'seed')}, {counted(plan.top_k_epochs, 'epoch')}",
+        RERANK: f"{networks}, {counted(plan.repeats, 'seed')}, {counted(plan.top_k_epochs, 'epoch')}",
         RETRAIN: retrain,
         FINISH: "test score, files and pictures",
     }

@@ -61,9 +61,9 @@ def compare_estimates(job: Job, settings: Settings) -> Calibration:
             f"calibrate: fewer than {MIN_ARCHITECTURES} architectures could be trained:{diagnosis(trials)}"
         )
     found: list[Estimate | None] = []
-    if settings.seeds > 1:
+    if settings.repeats > 1:
         others = [_mean(values[1:]) for values in truth]
-        cost_s = _cost(trials) / settings.seeds
+        cost_s = _cost(trials) / settings.repeats
         name = f"{counted(settings.epochs, 'epoch')} again (ceiling)"
         found.append(estimate(name, "ceiling", [v[0] for v in truth], others, cost_s=cost_s))
     for fidelity in fidelities(job):
@@ -83,7 +83,7 @@ def compare_estimates(job: Job, settings: Settings) -> Calibration:
         job.task.fingerprint,
         len(genotypes),
         settings.epochs,
-        settings.seeds,
+        settings.repeats,
         settings.threshold,
         estimates,
         None if chosen is None else chosen.name,
@@ -134,7 +134,7 @@ def _truth(job: Job, genotypes: Sequence[Genotype], settings: Settings) -> list[
     """The long trainings, each architecture with every seed."""
     folder = job.folder / CHECKPOINT / "truth"
     measure = Trained(job.space, job.search_task, job.plan.trial, folder=folder, stop=job.stop)
-    return _measure(job, "truth", measure, genotypes, epochs=settings.epochs, repeats=settings.seeds)
+    return _measure(job, "truth", measure, genotypes, epochs=settings.epochs, repeats=settings.repeats)
 
 
 def _trained(
@@ -230,7 +230,7 @@ def _mean(values: Sequence[float]) -> float:
 SETTINGS = "settings.json"
 USED = (
     *("space", "task", "method", "evaluator", "preset", "seed", "device"),
-    *("space_settings", "epochs", "trial", "shared", "sharing", "search_images", "augment"),
+    *("space_settings", "epochs", "trial", "supernet", "sharing", "search_images", "augment"),
     *("storage", "storage_patience", "execution"),
 )
 """The settings of a job that a calibration reads."""
@@ -250,7 +250,7 @@ def calibrate(
 
     Called again with the same folder and settings, it resumes. config: settings of `nas.Config` in `USED`;
     `trial` is the recipe, `epochs` those of a trial, from which the fidelities are derived; with evaluator
-    `shared`, `shared` and `epochs` are those of the supernet. progress, stop: as of `nas.search`.
+    `shared`, `supernet` and `epochs` are those of the supernet. progress, stop: as of `nas.search`.
 
     Raises:
         NasError: when a setting, the space or the data cannot be used, or too few architectures train.

@@ -224,7 +224,7 @@ def rerank(
         return Verdict(candidates[0], rivals=rivals)
     if not means:
         raise NoModelError(f"all {len(genotypes)} candidates failed:{diagnosis(fresh.study.history)}")
-    metrics: dict[str, float] = {"rerank_seconds": fresh.study.spent_s, "rerank_seeds": job.plan.seeds}
+    metrics: dict[str, float] = {"rerank_seconds": fresh.study.spent_s, "rerank_seeds": job.plan.repeats}
     statements: list[str] = []
     problem = job.problem
     if job.plan.top_k_epochs < ENOUGH_EPOCHS:
@@ -316,8 +316,8 @@ def _trained(job: Job, genotypes: tuple[Genotype, ...], start: Start | None) -> 
     folder.mkdir(parents=True, exist_ok=True)
     judge = _Scores(folder, task)
     measure = Trained(job.space, task, plan.trial, folder=folder, judge=judge, stop=job.stop, start=start)
-    study = job.study(RERANK, Listed(genotypes, plan.top_k_epochs, plan.seeds))
-    trainings = len(genotypes) * plan.seeds
+    study = job.study(RERANK, Listed(genotypes, plan.top_k_epochs, plan.repeats))
+    trainings = len(genotypes) * plan.repeats
     try:
         run_trials(job, study, measure, trials=trainings, what="re-evaluation")
     except TimeUp as error:

@@ -173,7 +173,7 @@ class Config(BaseModel):
     )
     top_k: Count | None = says("How many of the best are trained again with fresh seeds.", "comparison")
     top_k_epochs: Count | None = says("For how many epochs these are trained.", "comparison")
-    seeds: Count | None = says("How often each of these is trained.", "comparison")
+    repeats: Count | None = says("How often each of these is trained.", "comparison")
     search_images: Annotated[int, Field(ge=0, le=MOST), BeforeValidator(number)] | None = says(
         "At most so many images before the last training; 0 means all.", "trials"
     )
@@ -192,7 +192,7 @@ class Config(BaseModel):
         by="trained",
         default="fixed",
     )
-    ladder: Text | None = says(
+    rungs: Text | None = says(
         'The rungs of the latter two, e.g. "epochs=1; epochs=3"; by eta up to a trial\'s epochs.',
         "trials",
         by="rungs",
@@ -235,11 +235,11 @@ class Config(BaseModel):
     space_settings: Table = says("Passed to the space.", default={})
     final_settings: Table = says("To the space of the last training, on top of these.", default={})
     trial: Table = says("Changes to the recipe of trials.", default={})
-    shared: Table = says("Changes to that of a supernet for trials.", by="shared", default={})
+    supernet: Table = says("Changes to that of a supernet for trials.", by="shared", default={})
     search: Table = says("Changes to that of a search by gradients.", by="gradients", default={})
     retrain: Table = says("Changes to that of the last training.", default={})
     alphas: Table = says("Changes to how the alphas move: lr, weight_decay.", by="gradients", default={})
-    alpha_speed: Annotated[Number, Field(gt=0)] | None = says(
+    alpha_lr_scale: Annotated[Number, Field(gt=0)] | None = says(
         "A factor on the alphas' own lr, for searches of fewer steps than the published ones.",
         "gradients",
         by="gradients",
@@ -253,7 +253,7 @@ class Config(BaseModel):
         by="gradients",
         default=True,
     )
-    guards: Table = says(
+    guard_settings: Table = says(
         "Settings of nas.oneshot.early_stopping.Guards, e.g. skip_cap.", by="gradients", default={}
     )
     selection: Literal["argmax", "perturbation"] = says(
@@ -374,7 +374,7 @@ def _refuse_unused(config: Config, where: str) -> None:
         "shared": shared,
     }
     together = {
-        "guards": config.guard,
+        "guard_settings": config.guard,
         "warm_start": shared if config.warm_start == "supernet" else fixed and config.method == "evolution",
         "latency_table": not gradients or bool(config.constraint),
         "calibration": config.fidelity == "auto",

@@ -155,14 +155,14 @@ class Plan:
     sharing: how the weights of a supernet are trained for trials; None where there is none.
     earlier: the folder of a run that the searcher learns from too; proxies: names of those that it sees.
     ladder: of a multi-fidelity search; without one it has a single rung.
-    seeds: trainings of each of the best.
+    repeats: trainings of each of the best.
     size: offered to the space while searching. final_size: of the last network, on top of the searched one's.
     full_size: whether the space's own full size comes before `final_size`.
     """
 
     trial: Recipe
     search: Method | None
-    shared: Recipe
+    supernet: Recipe
     sharing: Sharing | None
     final: Recipe
     searcher: Searcher | None
@@ -170,7 +170,7 @@ class Plan:
     earlier: str
     proxies: tuple[str, ...]
     ladder: Ladder
-    seeds: int
+    repeats: int
     trials: int
     top_k: int
     top_k_epochs: int
@@ -194,7 +194,7 @@ class Plan:
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
         own = {f.name: getattr(self, f.name) for f in fields(self)}
-        recipes = {name: asdict(own[name]) for name in ("trial", "shared", "final")}
+        recipes = {name: asdict(own[name]) for name in ("trial", "supernet", "final")}
         named = {
             "search": None if self.search is None else self.search.describe(),
             "sharing": None if self.sharing is None else asdict(self.sharing),

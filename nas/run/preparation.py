@@ -89,7 +89,7 @@ def augmented(config: Config, plan: Plan, task: Task) -> tuple[Plan, Task, str]:
     the images.
     """
     if config.augment is None:
-        for name in ("trial", "shared", "search", "retrain"):
+        for name in ("trial", "supernet", "search", "retrain"):
             if getattr(config, name).get("flip") and not task.flip:
                 raise ConfigError(
                     f"{name}.flip is set, but mirrored images of {task.name!r} may mean something else; if "
@@ -108,7 +108,7 @@ def augmented(config: Config, plan: Plan, task: Task) -> tuple[Plan, Task, str]:
         plan,
         trial=varied(plan.trial, config.trial),
         search=search,
-        shared=varied(plan.shared, config.shared),
+        supernet=varied(plan.supernet, config.supernet),
         final=varied(plan.final, config.retrain),
     )
     return changed, replace(task, flip="flip" in parts), config.augment
@@ -175,7 +175,7 @@ def prepare(
         check_trial(plan, space, task)
         check_fit(space, task)
         notes += _trust(config, plan, task)
-        batches = [(plan.shared if plan.search is None else plan.search.weights).batch, *batches]
+        batches = [(plan.supernet if plan.search is None else plan.search.weights).batch, *batches]
     about = f"seed {config.seed}, device {device} ({devices.describe(device)}), augmentation {varied}"
     return Job(
         config,

@@ -30,12 +30,12 @@ class Preset:
 
     trial: recipe of one low-epoch evaluation; its epochs are the default fidelity.
     search: recipe of the shared weights in a differentiable search.
-    alpha_speed: factor on the methods' learning rates of the alphas, for searches of fewer steps.
+    alpha_lr_scale: factor on the methods' learning rates of the alphas, for searches of fewer steps.
     published: by method, what its paper does differently.
-    shared: recipe of a supernet that trials inherit weights from.
+    supernet: recipe of a supernet that trials inherit weights from.
     final: recipe of the last training, on training and validation images together.
     trials: number of black-box trials; shared_trials: of those on shared weights by their own method.
-    top_k, top_k_epochs, seeds: how many of the best are trained again, for how long, with how many seeds.
+    top_k, top_k_epochs, repeats: how many of the best are trained again, for how long, how often.
     shared_top_k: how many after a method on shared weights alone, which filter and cannot select.
     search_images: at most so many images, training and validation together, before the last training.
     final_images: about so many images, repeats counted, bound the last training unless its epochs are set.
@@ -45,15 +45,15 @@ class Preset:
 
     trial: Recipe
     search: Recipe
-    shared: Recipe
+    supernet: Recipe
     final: Recipe
     trials: int
     shared_trials: int
     top_k: int
     shared_top_k: int
     top_k_epochs: int
-    seeds: int
-    alpha_speed: float = 1.0
+    repeats: int
+    alpha_lr_scale: float = 1.0
     published: Mapping[str, Published] = field(default_factory=dict)
     search_images: int | None = None
     final_images: int | None = None
@@ -65,8 +65,8 @@ class Preset:
 _QUICK = Preset(
     trial=compressed(RECIPES["quick"], 8),
     search=dataclasses.replace(compressed(RECIPES["quick"], 6), lr_min=0.001),
-    alpha_speed=67.0,  # 3e-4 to 0.02: some 200 steps go as far as the published 20,000
-    shared=compressed(RECIPES["quick"], 100),
+    alpha_lr_scale=67.0,  # 3e-4 to 0.02: some 200 steps go as far as the published 20,000
+    supernet=compressed(RECIPES["quick"], 100),
     # Some 1,200 steps of a plain network come .5 points further than at the rate of the short trainings.
     final=dataclasses.replace(compressed(RECIPES["quick"], 20), lr=0.2, weight_decay=1e-3),
     trials=12,
@@ -74,7 +74,7 @@ _QUICK = Preset(
     top_k=2,
     shared_top_k=10,
     top_k_epochs=10,
-    seeds=2,
+    repeats=2,
     search_images=2560,
     final_images=180_000,
     size=MappingProxyType({"width": 8, "cells": 3}),
@@ -99,14 +99,14 @@ _STANDARD = Preset(
             "pdarts": Published({"batch": 96, "lr_min": 0.0, "epochs": 75}),
         }
     ),
-    shared=Recipe(epochs=200, batch=256, lr=0.1, weight_decay=5e-4, clip=5.0),
+    supernet=Recipe(epochs=200, batch=256, lr=0.1, weight_decay=5e-4, clip=5.0),
     final=RECIPES["standard"],
     trials=100,
     shared_trials=1000,
     top_k=4,
     shared_top_k=50,
     top_k_epochs=50,
-    seeds=3,
+    repeats=3,
     full_size=True,
 )
 
@@ -131,14 +131,14 @@ _NASBENCH201 = Preset(
             "is-darts": Published({"epochs": 30, "weight_decay": 3e-4}),
         }
     ),
-    shared=dataclasses.replace(_SHARING, epochs=250),
+    supernet=dataclasses.replace(_SHARING, epochs=250),
     final=RECIPES["nasbench201"],
     trials=100,
     shared_trials=1000,
     top_k=1,
     shared_top_k=50,
     top_k_epochs=12,
-    seeds=3,
+    repeats=3,
 )
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(

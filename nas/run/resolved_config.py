@@ -66,7 +66,7 @@ def make_plan(config: Config, method: Method | None = None, *, problem: Problem 
     return Plan(
         trial=trial,
         search=method_of(config, base, method, pace) if config.is_differentiable else None,
-        shared=change(base.shared, pace | (epochs if shared else {}) | config.shared, "shared"),
+        supernet=change(base.supernet, pace | (epochs if shared else {}) | config.supernet, "supernet"),
         sharing=_sharing(config) if config.shares_weights or config.sharing else None,
         final=change(base.final, pace | config.retrain, "retrain"),
         searcher=None if config.is_differentiable else make_searcher(config.method, tuned, goals=goals),
@@ -74,7 +74,7 @@ def make_plan(config: Config, method: Method | None = None, *, problem: Problem 
         earlier=earlier,
         proxies=tuple(name.strip() for name in proxies.split(",") if name.strip()),
         ladder=ladder,
-        seeds=config.seeds or base.seeds,
+        repeats=config.repeats or base.repeats,
         trials=config.trials or (base.shared_trials if config.method in SHARED else base.trials),
         top_k=top_k,
         top_k_epochs=config.top_k_epochs or base.top_k_epochs,
@@ -101,7 +101,7 @@ def _refuse_unused(config: Config, top_k: int) -> None:
         )
     unused = {
         "top_k_epochs": config.top_k_epochs is not None,
-        "seeds": config.seeds is not None,
+        "repeats": config.repeats is not None,
         "trial": again_only and bool(config.trial),
     }
     for name, is_set in unused.items():
@@ -140,8 +140,8 @@ def _ladder(config: Config, trial: Recipe) -> Ladder:
         if text == "auto":
             text = chosen_fidelity(Path(str(config.calibration)), space=config.space, task=config.task)
         return Ladder((Fidelity(trial.epochs) if text is None else parse_fidelity(text),))
-    if config.ladder is not None:
-        return parse_ladder(config.ladder)
+    if config.rungs is not None:
+        return parse_ladder(config.rungs)
     return geometric(1, trial.epochs, config.eta)
 
 
@@ -169,12 +169,12 @@ def method_of(config: Config, base: Preset, given: Method | None, pace: Mapping[
         make = METHODS[config.method] if config.method in METHODS else own_function(config.method)
         method = make_method(config.method, make, {**published.settings, **config.method_settings})
         weights = change(base.search, published.recipe, f"preset {config.preset}")
-        speed = base.alpha_speed if config.alpha_speed is None else config.alpha_speed
+        speed = base.alpha_lr_scale if config.alpha_lr_scale is None else config.alpha_lr_scale
         update = dataclasses.replace(method.update, lr=method.update.lr * speed)
         method = dataclasses.replace(method, weights=weights, update=update)
-    elif config.method_settings or config.alpha_speed is not None:
+    elif config.method_settings or config.alpha_lr_scale is not None:
         raise ConfigError(
-            "method_settings or alpha_speed are given, but the method is made already; make it with these "
+            "method_settings or alpha_lr_scale are given, but the method is made already; make it with these "
             "settings"
         )
     else:
@@ -185,7 +185,7 @@ def method_of(config: Config, base: Preset, given: Method | None, pace: Mapping[
         method,
         weights=change(method.weights, {**pace, **epochs, **config.search}, "search"),
         update=settings_of(method.update, config.alphas, "alphas"),
-        guards=settings_of(Guards(), config.guards, "guards") if config.guard else None,
+        guards=settings_of(Guards(), config.guard_settings, "guard_settings") if config.guard else None,
         selection=ByPerturbation() if config.selection == "perturbation" else method.selection,
     )
 
@@ -221,7 +221,7 @@ def _refuse_alphas(config: Config, method: Method) -> None:
     """What needs alphas that move: their settings, and constraints, which are losses of theirs."""
     given = {
         "alphas": bool(config.alphas),
-        "alpha_speed": config.alpha_speed is not None,
+        "alpha_lr_scale": config.alpha_lr_scale is not None,
         "seed_alphas": config.seed_alphas is not None,
         "constraint": bool(config.constraint),
     }

@@ -93,7 +93,7 @@ def search_pace(job: Job, genotype: Genotype, *, limit_s: float = 1.0) -> float:
         from nas.oneshot.supernet import Supernet
 
         sampling, supernet = plan.sharing.sampling, Supernet(space).to(job.device)
-        steps = partial(train_shared, supernet, task, plan.shared, seed=0, sampling=sampling)
+        steps = partial(train_shared, supernet, task, plan.supernet, seed=0, sampling=sampling)
         return timed_step(steps, job.device, limit_s=limit_s)
     return network_pace(space, genotype, task, plan.trial, limit_s=limit_s)
 

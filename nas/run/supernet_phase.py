@@ -327,7 +327,7 @@ def shared_weights(job: Job) -> tuple[Inherited, float]:
 
 def _trained(job: Job, retry: Retry) -> tuple[Supernet, float]:
     supernet = _fresh_supernet(job)
-    job.progress.phase("supernet", job.plan.shared.epochs)
+    job.progress.phase("supernet", job.plan.supernet.epochs)
     job.team.call(SHARED)
 
     def told(report: EpochReport) -> None:
@@ -337,7 +337,7 @@ def _trained(job: Job, retry: Retry) -> tuple[Supernet, float]:
     curve = train_shared(
         supernet,
         job.search_task,
-        retry.of(job.plan.shared),
+        retry.of(job.plan.supernet),
         seed=job.seed("shared"),
         sampling=sharing_of(job).sampling,
         checkpoints=Checkpoints(retry.place(job.folder / CHECKPOINT) / "supernet"),
@@ -355,7 +355,7 @@ def help_with_weights(job: Job) -> None:
         train_shared(
             supernet,
             job.search_task,
-            job.plan.shared,
+            job.plan.supernet,
             seed=seed,
             sampling=sampling,
             stop=job.stop,

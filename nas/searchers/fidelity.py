@@ -60,14 +60,12 @@ class Ladder:
 
     def __post_init__(self) -> None:
         if not self.rungs:
-            raise ConfigError(
-                "ladder: it has no rungs, but must have at least one, e.g. 'epochs=1; epochs=3'"
-            )
+            raise ConfigError("rungs: it has no rungs, but must have at least one, e.g. 'epochs=1; epochs=3'")
         for number, (low, high) in enumerate(pairwise(self.rungs), 2):
             for name, share in high.shares.items():
                 if share < low.shares[name]:
                     raise ConfigError(
-                        f"ladder: {name} falls from {low.shares[name]} to {share} at rung {number}, but must "
+                        f"rungs: {name} falls from {low.shares[name]} to {share} at rung {number}, but must "
                         "stay or grow; put the rungs in order, cheapest first"
                     )
 
@@ -80,7 +78,7 @@ class Ladder:
         """The position of the rung that ends after so many granted epochs."""
         if fidelity not in self.granted:
             raise ConfigError(
-                f"ladder: no rung ends after {fidelity} epochs; its rungs end after "
+                f"rungs: none ends after {fidelity} epochs; its rungs end after "
                 f"{', '.join(map(str, self.granted))}. Has the study another ladder?"
             )
         return self.granted.index(fidelity)
@@ -116,7 +114,7 @@ def parse_fidelity(text: str) -> Fidelity:
 
 def parse_ladder(text: str) -> Ladder:
     """The inverse of `str`: rungs between semicolons, as in `"epochs=1,width=0.5; epochs=3; epochs=9"`."""
-    check_length("ladder", text, MAX_TEXT)
+    check_length("rungs", text, MAX_TEXT)
     return Ladder(tuple(parse_fidelity(part) for part in text.split(";")))
 
 
@@ -127,7 +125,7 @@ def geometric(least: int, most: int, eta: int = 3) -> Ladder:
     """
     if not 1 <= least <= most or eta < 2:
         raise ConfigError(
-            f"ladder: got {least} to {most} epochs by factors of {eta}, wanted at least 1, at least as many, "
+            f"rungs: got {least} to {most} epochs by factors of {eta}, wanted at least 1, at least as many, "
             "and a factor of at least 2"
         )
     steps = max(1, round(math.log(most / least, eta)))

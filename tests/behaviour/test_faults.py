@@ -293,7 +293,7 @@ def test_what_a_late_writer_adds_to_a_history_is_no_damage(copied, said, caplog)
 
 # -- what a re-evaluation has left, lost before the job went on (98) ----------------------------------
 
-COMPARED = {**TINY, "baselines": True, "trials": 3, "top_k": 2, "top_k_epochs": 1, "seeds": 2} | {
+COMPARED = {**TINY, "baselines": True, "trials": 3, "top_k": 2, "top_k_epochs": 1, "repeats": 2} | {
     "trial": {"batch": 10, "lr": 0.2}
 }
 

@@ -17,7 +17,7 @@ SEARCH = ("--epochs", "5", "--set", "retrain.epochs=9", "--no-export", "--set", 
 COMMANDS = {
     "evolution": (
         *("search", "--space", "toy", "--method", "evolution", *SEARCH, "--trials", "5", "--top-k", "2"),
-        *("--set", "searcher.population=3", "--set", "searcher.tournament=2", "--set", "seeds=2"),
+        *("--set", "searcher.population=3", "--set", "searcher.tournament=2", "--set", "repeats=2"),
         *("--set", "top_k_epochs=3"),
     ),
     "darts": ("search", "--space", "toy", "--method", "darts", *SEARCH, "--no-baselines", "--top-k", "2"),

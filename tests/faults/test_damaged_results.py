@@ -87,7 +87,7 @@ def test_a_result_of_an_earlier_version_is_read(copy):
 
 
 def test_a_setting_that_came_later_does_not_stop_a_run_from_being_resumed(tmp_path):
-    settings = TINY | {"trials": 1, "top_k": 1, "top_k_epochs": None, "seeds": None}
+    settings = TINY | {"trials": 1, "top_k": 1, "top_k_epochs": None, "repeats": None}
     settings = {name: value for name, value in settings.items() if value is not None}
     with pytest.raises(nas.Stopped):
         search("toy", "digits", "random", out=tmp_path, settings=settings, stop=lambda: True)

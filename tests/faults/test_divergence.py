@@ -128,7 +128,7 @@ def supernet_space(limit):
 
 @pytest.mark.parametrize(
     ("method", "settings"),
-    [("random", {"evaluator": "shared", "shared": {"lr": 5.0}}), ("darts", {"search": {"lr": 5.0}})],
+    [("random", {"evaluator": "shared", "supernet": {"lr": 5.0}}), ("darts", {"search": {"lr": 5.0}})],
 )
 def test_a_diverging_supernet_has_one_more_attempt(tmp_path, method, settings):
     progress = Recorder()

@@ -187,7 +187,7 @@ def _used(run: Run) -> dict[str, object]:
     """The settings that a run had any use for: its record holds those of other kinds of runs, too."""
     idle = {"search" if not run.is_by_gradients else "searcher"}
     if not run.shares_weights:
-        idle |= {"shared", "sharing"}
+        idle |= {"supernet", "sharing"}
     found = _flat(run.record["plan"], "") | _flat(run.record["config"], "")
     first = {key: key.partition(".")[0] for key in found}
     if not run.method:
