@@ -17,7 +17,7 @@ from nas.errors import ConfigError, ExhaustedError, NasError, SpaceError, foreig
 from nas.oneshot.supernet import Supernet
 from nas.searchers.searcher import Searcher
 from nas.seeding import isolated, rng
-from nas.space.choosers import Candidates, Chooser, Fixed, built
+from nas.space.choosers import Candidates, Chooser, FixedChooser, built
 from nas.space.ops import candidates
 from nas.space.space import Space
 from nas.types import Genotype, Trial
@@ -133,7 +133,7 @@ def variants(space: Space) -> list[Genotype]:
     return list(found)
 
 
-class Probing(Fixed):
+class Probing(FixedChooser):
     """The chooser that answers every decision with all its candidates at once, to be compared.
 
     choices: answers the decisions that are plain values.

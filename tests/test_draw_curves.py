@@ -288,8 +288,6 @@ def test_every_value_is_in_its_panel(epochs):
     assert heights(shown["Validation score"], SERIES[0]) == [row.val_score for row in rows]
     alone = [row.val_score - row.discretisation_gap for row in rows]
     assert heights(shown["Validation score"], SERIES[2]) == alone
-        row.val_score - row.discretisation_gap for row in rows
-    ]
     assert heights(shown["Genotype changes"], SERIES[0]) == [row.changes for row in rows]
 
 

@@ -95,7 +95,7 @@ _WANTED = (
 
 
 @dataclass(frozen=True)
-class Layout:
+class PixelLayout:
     """What a row of pixels is as an image.
 
     shape: (H, W, C). flat: whether the images came as rows.
@@ -143,15 +143,15 @@ def _last(shape: tuple[int, ...], *, first: bool) -> bool:
     return after and not (first and before)
 
 
-def layout(shape: tuple[int, int, int] | None, features: int) -> Layout:
+def layout(shape: tuple[int, int, int] | None, features: int) -> PixelLayout:
     """That of images of a shape, or of rows of pixels, which are square images.
 
     Raises:
         ValueError: when a row is no such image.
     """
     if shape is not None:
-        return Layout(shape, flat=False)
+        return PixelLayout(shape, flat=False)
     side = math.isqrt(features)
     if side * side != features or side < LEAST_SIDE:
         raise ValueError(f"X has rows of {features} features, wanted images: {_WANTED}")
-    return Layout((side, side, 1), flat=True)
+    return PixelLayout((side, side, 1), flat=True)

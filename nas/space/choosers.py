@@ -172,7 +172,7 @@ def traced(build: Callable[[Chooser], object], *, once: bool = False) -> Tracer:
     return tracer
 
 
-class Fixed:
+class FixedChooser:
     """Answers from one architecture, and keeps which decisions were asked.
 
     choices: option name by decision name.

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from nas.devices import evaluating
 from nas.errors import ConfigError
 from nas.space.cell import CELLS, Cell, VertexCell
-from nas.space.choosers import Fixed, Role, Slot
+from nas.space.choosers import FixedChooser, Role, Slot
 from nas.space.space import Space, remembered
 from nas.types import Genotype
 
@@ -167,7 +167,7 @@ def _cells(space: Space, genotype: Genotype) -> dict[str, AnyCell]:
     if all(decision.mixable for decision in space.decisions):
         return outline_cells(space)
     with torch.device("meta"):
-        chooser = Fixed(space.choices(genotype), outline=True, nested=frozenset(space.trace.nested))
+        chooser = FixedChooser(space.choices(genotype), outline=True, nested=frozenset(space.trace.nested))
         return _distinct(space.build(chooser))
 
 

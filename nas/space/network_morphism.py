@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.errors import SpaceError
-from nas.space.choosers import Fixed, Zero
+from nas.space.choosers import FixedChooser, Zero
 from nas.space.graph import Graph, cell_graphs
 from nas.space.ops import FactorizedReduce
 from nas.space.space import Space, remembered
@@ -138,6 +138,6 @@ def _learns(space: Space, parent: Genotype, child: Genotype, name: str) -> bool:
 def _outline(space: Space, genotype: Genotype, real: str) -> dict[str, nn.Module]:
     """An architecture's modules by path, on the meta device, with the operations of one decision in place."""
     nested = frozenset(space.trace.nested)
-    chooser = Fixed(space.choices(genotype), outline=real not in nested, nested=nested | {real})
+    chooser = FixedChooser(space.choices(genotype), outline=real not in nested, nested=nested | {real})
     with torch.device("meta"):
         return dict(space.build(chooser).named_modules(remove_duplicate=False))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nas.errors import SpaceError, foreign_code, shown, unknown
-from nas.space.choosers import Chooser, Fixed, Tracer, traced
+from nas.space.choosers import Chooser, FixedChooser, Tracer, traced
 from nas.types import Decision, Genotype
 
 P = ParamSpec("P")
@@ -271,7 +271,7 @@ class Space:
 
     @remembered
     def _asked(self, genotype: Genotype) -> set[str]:
-        chooser = Fixed(self.choices(genotype), outline=True, nested=frozenset(self.trace.nested))
+        chooser = FixedChooser(self.choices(genotype), outline=True, nested=frozenset(self.trace.nested))
         self._build(chooser, meta=True)
         return chooser.asked
 
@@ -321,7 +321,7 @@ class Space:
 
         meta: build on the meta device, with shapes but no values, to count or to load weights into.
         """
-        return self._build(Fixed(self.choices(genotype)), meta=meta)
+        return self._build(FixedChooser(self.choices(genotype)), meta=meta)
 
     def supernet(self, chooser: Chooser) -> nn.Module:
         """The network with every decision answered by `chooser`; refuses decisions that are no modules."""

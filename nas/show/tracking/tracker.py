@@ -28,7 +28,7 @@ PATIENCE_S = 15.0
 """How long the end of a job waits for what a tracker still has to do."""
 
 
-class Epoch(Protocol):
+class TrackedEpoch(Protocol):
     """An epoch of a training, counted from 1, and what was measured in it."""
 
     @property
@@ -216,7 +216,7 @@ def of_trials(series: str, trials: Iterable[Trial]) -> Iterator[Point]:
             yield Point(series, trial.number, finite({**values, **trial.metrics}))
 
 
-def of_epochs(series: str, epochs: Iterable[Epoch]) -> Iterator[Point]:
+def of_epochs(series: str, epochs: Iterable[TrackedEpoch]) -> Iterator[Point]:
     """One point for each epoch of a training, at its number."""
     for epoch in epochs:
         yield Point(series, epoch.epoch, finite(epoch.metrics))
