@@ -55,7 +55,6 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     random_state: an integer, a `RandomState` or None; equal ones draw alike, but time decides how much.
     test_fraction: of the images, held out; `result_.metrics["test_acc"]` is measured on them, once.
     augment: how images are varied in training: `none`, or parts of `crop+flip+cutout`; `crop` unless given.
-    device: `auto`, `cpu`, `cuda`, ...
     out: folder of the run; a temporary one, without pictures and gone with the estimator, by default. One
       that holds a run of the same images and parameters is gone on with.
     settings: further ones of `nas.Config` but the budget, which come before what is chosen here.
@@ -79,7 +78,6 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         random_state: int | np.random.RandomState | None = 0,
         test_fraction: float = 0.1,
         augment: str | None = None,
-        device: str = "auto",
         out: str | Path | None = None,
         settings: Mapping[str, object] | None = None,
         verbose: bool = False,
@@ -90,7 +88,6 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
         self.test_fraction = test_fraction
         self.augment = augment
-        self.device = device
         self.out = out
         self.settings = settings
         self.verbose = verbose
@@ -199,7 +196,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """What is chosen for these images and this time, the user's settings on top."""
         names = {"space": self.space if isinstance(self.space, str) else self.space.name, "task": task.name}
         chosen: dict[str, object] = {
-            **{"seed": seed, "device": self.device, "augment": self.augment, "budget": clock.budget_s},
+            **{"seed": seed, "augment": self.augment, "budget": clock.budget_s},
             **{"baselines": False, "pictures": self.out is not None},
         }
         chosen["audit"] = clock.decide("audit", lambda: allows_audit(task, clock.budget_s or 0.0))

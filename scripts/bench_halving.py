@@ -22,7 +22,7 @@ from nas.searchers.scheduler import SuccessiveHalving, epochs_granted, finalists
 from nas.searchers.searcher import RandomSearch
 from nas.seeding import derive, isolated
 from nas.training.recipe import Recipe, preset, segmented
-from nas.training.train import Curve, train
+from nas.training.train import Curve, Evaluation, train
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def unpaused(made: Laddered, recipe: Recipe, genotype: tuple[int, ...]) -> Curve
     seed, val = made.seed_of(genotype), made.task.val
     with isolated(seed, "init"):
         network = made.space.network(genotype)
-    return train(network, made.task, recipe, seed=derive(seed, 0), evaluate_on=val, evaluate_every=None)
+    return train(network, made.task, recipe, seed=derive(seed, 0), evaluation=Evaluation(val, None))
 
 
 def main() -> None:

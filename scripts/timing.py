@@ -60,7 +60,7 @@ def noise(*, channels: int, side: int, images: int, device: torch.device) -> Tas
     y = np.arange(2 * images) % CLASSES
     grey = rng(0, "noise").integers(0, 226, (2 * images, side, side, channels), dtype=np.uint8)
     x = grey + 3 * y[:, None, None, None].astype(np.uint8)
-    return task_from_arrays(x, y, x[:CLASSES], y[:CLASSES], name="noise", device=device)
+    return task_from_arrays(x, y, x[:CLASSES], y[:CLASSES], name="noise").to(device)
 
 
 def searching(space: Space, task: Task, method: Method, path: str) -> tuple[Run, nn.Module]:

@@ -10,7 +10,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import nas
 from nas import ImageClassifier
-from nas.data.preprocessing import Layout, layout
+from nas.data.preprocessing import PixelLayout, layout
 from nas.errors import ConfigError
 from nas.export.bundle import record_of
 from nas.run.budget import allows_audit
@@ -105,7 +105,7 @@ UNHURRIED = "check_fit_idempotent"
 """Fits twice and wants the same."""
 
 
-class Filled(Layout):
+class Filled(PixelLayout):
     """Rows of any number of features as square images, filled up with zeros."""
 
     @classmethod

@@ -13,6 +13,7 @@ from functools import cache
 import numpy as np
 import pytest
 from torch import nn
+from trainings import train
 
 from nas.data.loading import task_from_arrays
 from nas.oneshot.alpha_optimizer import ExponentiatedGradient
@@ -26,7 +27,6 @@ from nas.space.ops import candidates
 from nas.space.space import Space
 from nas.training.evaluate import evaluate
 from nas.training.recipe import DARTS_SEARCH
-from nas.training.train import train
 
 OPTIONS = ("skip_connect", "avg_pool_3x3", "nor_conv_3x3")
 SKIP, PLANTED = (0,), (2,)

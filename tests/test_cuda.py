@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from trainings import train
 
 from nas.data.loading import load_task
 from nas.errors import Stopped
@@ -19,7 +20,6 @@ from nas.space.loading import load
 from nas.space.space import Space
 from nas.training.checkpoint import Checkpoints
 from nas.training.recipe import DARTS_SEARCH, compressed, preset
-from nas.training.train import train
 from nas.types import Trial
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

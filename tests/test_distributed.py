@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from ranks import make_plain_space, make_task, started, together
+from trainings import train, train_shared
 
 from nas.errors import ConfigError, DataError
 from nas.oneshot.darts_pt import ByPerturbation
 from nas.oneshot.methods import METHODS
-from nas.oneshot.path_training import SAMPLINGS, train_shared, uniform
+from nas.oneshot.path_training import SAMPLINGS, uniform
 from nas.oneshot.progressive import Progressive
 from nas.oneshot.search import search
 from nas.oneshot.supernet import Supernet
@@ -23,7 +24,6 @@ from nas.space.loading import load
 from nas.training.checkpoint import Checkpoints
 from nas.training.ddp import ALONE, Team
 from nas.training.recipe import DARTS_SEARCH, Recipe
-from nas.training.train import train
 
 # What float32 rounds differently when a batch is summed in two parts; a wrong gradient is off by far more.
 CLOSE = {"rtol": 2e-4, "atol": 2e-5}

@@ -4,6 +4,7 @@ import json
 import time
 
 import pytest
+from trainings import train
 
 from nas.data.loading import load_task
 from nas.errors import ConfigError, Stopped
@@ -18,7 +19,6 @@ from nas.space.loading import load
 from nas.training.checkpoint import Checkpoints
 from nas.training.ddp import Team
 from nas.training.recipe import Recipe
-from nas.training.train import train
 from tests.jobs import SMALL, TINY, Recorder
 
 TASK = load_task("digits").reduced(200)

@@ -7,6 +7,7 @@ import numpy as np
 import optuna
 import pytest
 from killing import run_killed
+from trainings import train
 
 from nas.data.loading import load_task
 from nas.errors import ConfigError, Stopped
@@ -21,7 +22,6 @@ from nas.study.storage import open_storage
 from nas.study.study import Study
 from nas.training.checkpoint import Checkpoints
 from nas.training.recipe import Recipe, segmented
-from nas.training.train import train
 from nas.types import Trial
 
 TASK = load_task("digits").reduced(160)

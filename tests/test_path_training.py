@@ -7,6 +7,7 @@ import pytest
 import torch
 from nested import nested_space
 from torch import nn
+from trainings import train_shared
 
 from nas.data.loading import load_task
 from nas.errors import ConfigError, Stopped
@@ -17,7 +18,6 @@ from nas.oneshot.path_training import (
     sandwich,
     score,
     strictly_fair,
-    train_shared,
 )
 from nas.oneshot.supernet import Supernet
 from nas.seeding import rng, torch_rng

@@ -17,7 +17,7 @@ from nas.searchers.scheduler import Fixed
 from nas.searchers.searcher import RandomSearch
 from nas.space.loading import load
 from nas.study.address import Address
-from nas.study.storage import OWNER, StorageInternalError, open_storage
+from nas.study.storage import OWNER, StorageInternalError, Store, open_storage
 from nas.study.study import Study
 
 TOY = load("toy")
@@ -46,7 +46,7 @@ def make(where, **settings):
     storage = open_storage(Address(where) if isinstance(where, str) else where)
     if isinstance(where, str):
         OPENED.append(storage)
-    return Study(TOY, Fixed(RandomSearch()), storage, name="s", seed=1, **settings)
+    return Study(TOY, Fixed(RandomSearch()), Store(storage, **settings), name="s", seed=1)
 
 
 def timeless(history):

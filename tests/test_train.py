@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from forwarded import by
 from torch import nn
+from trainings import train
 
 from nas.data.task import Split, Task
 from nas.errors import ConfigError, DataError, Stopped, TrialError
@@ -17,7 +18,6 @@ from nas.space.cell import Cell
 from nas.training.checkpoint import Checkpoints
 from nas.training.evaluate import evaluate
 from nas.training.recipe import Recipe, learning_rate
-from nas.training.train import train
 
 PLAIN = Recipe(epochs=3, batch=8, lr=0.05, weight_decay=5e-4, crop=False, flip=False)
 RICH = dataclasses.replace(
@@ -388,7 +388,7 @@ def test_a_network_that_cannot_be_trained_so_is_refused(kind, words, network, ch
 @pytest.mark.parametrize(
     ("kind", "words", "settings"),
     [
-        (ConfigError, "evaluate_every is 0", {"evaluate_every": 0}),
+        (ConfigError, "evaluate every 0", {"evaluate_on": make_task().val, "evaluate_every": 0}),
         (ConfigError, "until is 0, but must be at least 1 and at most epochs, 3", {"until": 0}),
         (ConfigError, "until is 4, but must be", {"until": 4}),
         (DataError, "the split has 0 images", {"split": split(0, seed=4)}),

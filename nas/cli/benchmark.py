@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -70,6 +71,7 @@ def benchmark(
     from nas.files.atomic import override
     from nas.files.folder import prepare_folder
     from nas.run.config import seconds
+    from nas.searchers.goals import parse_goals
     from nas.show.benchmark import lines, plan_comparison, to_dict, write_comparison
     from nas.show.progress import reporter
     from nas.training.launch import refuse
@@ -87,12 +89,11 @@ def benchmark(
         epochs=epochs,
         dataset=dataset,
         folder=tables,
-        objectives=objective or (),
-        constraints=constraint or (),
+        goals_by=lambda signal: parse_goals(objective or (), constraint or (), default=signal),
         reference=reference,
         settings=override({}, sets or []),
-        seed=seed,
     )
+    planned = [replace(replay, seed=seed) for replay in planned]
     folder = prepare_folder(out or Path("results") / f"benchmark-{name}")
     replays, parts = {}, min(10, repeats)
     with reporter(plain=as_json, quiet=quiet) as progress:

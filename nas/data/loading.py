@@ -35,7 +35,6 @@ def load_task(
     seed: int = 0,
     val_fraction: float = 0.5,
     test_fraction: float = 0.2,
-    device: torch.device | str = "cpu",
     lenient: bool = False,
 ) -> Task:
     """Loads `digits`, `fashion_mnist`, `cifar10`, `cifar100`, `npz:PATH` or `folder:PATH`.
@@ -48,9 +47,7 @@ def load_task(
     lenient: leave out any number of images of a folder that cannot be used, and name all in `Task.skipped`.
     """
     source = datasets.read(name, lenient=lenient)
-    return _task(
-        source, name=name, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction, device=device
-    )
+    return _task(source, name=name, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
 
 
 def task_from_arrays(
@@ -65,7 +62,6 @@ def task_from_arrays(
     seed: int = 0,
     val_fraction: float = 0.5,
     test_fraction: float = 0.2,
-    device: torch.device | str = "cpu",
 ) -> Task:
     """Makes a task of arrays in memory; the fractions mean what they mean in `load_task`.
 
@@ -80,9 +76,7 @@ def task_from_arrays(
         classes=None if classes is None else tuple(classes),
         flip=flip,
     )
-    return _task(
-        source, name=name, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction, device=device
-    )
+    return _task(source, name=name, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
 
 
 def task_from_datasets(
@@ -95,7 +89,6 @@ def task_from_datasets(
     seed: int = 0,
     val_fraction: float = 0.5,
     test_fraction: float = 0.2,
-    device: torch.device | str = "cpu",
 ) -> Task:
     """Makes a task of map-style data sets, such as torchvision's without random transforms.
 
@@ -110,7 +103,6 @@ def task_from_datasets(
         seed=seed,
         val_fraction=val_fraction,
         test_fraction=test_fraction,
-        device=device,
     )
 
 
@@ -121,7 +113,6 @@ def _task(
     seed: int,
     val_fraction: float,
     test_fraction: float,
-    device: torch.device | str,
 ) -> Task:
     """Checks a source and divides it; equal arguments give equal parts."""
     for what, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
@@ -143,7 +134,7 @@ def _task(
     known = {digest(image) for part in (train, val) for image in part.x.numpy()}
     leaked = sum(digest(image) in known for image in test.x.numpy())
     leak = [f"{leaked} of {len(test)} test images are also in the training set; nas audit names them"]
-    task = Task(
+    return Task(
         name=name,
         classes=classes,
         train=train,
@@ -158,7 +149,6 @@ def _task(
         notes=(*source.notes, *(leak if leaked else [])),
         files=source.files,
     )
-    return task.to(device)
 
 
 def _checked(

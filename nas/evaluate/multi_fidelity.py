@@ -25,7 +25,7 @@ from nas.training.checkpoint import Checkpoints
 from nas.training.memory_estimate import noting, training_bytes
 from nas.training.recipe import Recipe, segmented
 from nas.training.retry import Retry, with_retries
-from nas.training.train import Curve, train
+from nas.training.train import Control, Curve, Evaluation, train
 from nas.types import Genotype, Trial
 from nas.user_code import build_errors, user_errors
 
@@ -147,13 +147,14 @@ class Laddered:
                 stage.task,
                 recipe if start is None else replace(recipe, warmup_epochs=0.0),
                 seed=derive(seed, stage.first),
-                evaluate_on=stage.task.val,
-                evaluate_every=None,
-                until=recipe.ends[min(rung - stage.first, len(recipe.ends) - 1)],
+                evaluation=Evaluation(stage.task.val, None),
                 start=start,
-                checkpoints=checkpoints,
                 passes=retry.passes,
-                stop=self.stop,
+                control=Control(
+                    checkpoints=checkpoints,
+                    stop=self.stop,
+                    until=recipe.ends[min(rung - stage.first, len(recipe.ends) - 1)],
+                ),
             )
             start = checkpoints
         return curve

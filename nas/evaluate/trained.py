@@ -7,7 +7,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from nas.training.checkpoint import Checkpoints
 from nas.training.memory_estimate import NEEDED, failed_for_memory, noting, require_memory, training_bytes
 from nas.training.recipe import Recipe, compressed
 from nas.training.retry import Retry, with_retries
-from nas.training.train import Curve, train
+from nas.training.train import Control, Curve, Evaluation, train
 from nas.types import Genotype, Trial
 from nas.user_code import build_errors, user_errors
 
@@ -156,15 +156,13 @@ class Trained:
             self.task,
             retry.of(compressed(self.recipe, epochs)),
             seed=seed,
-            evaluate_on=self.task.val,
-            checkpoints=None if place is None else Checkpoints(place),
             passes=retry.passes,
-            stop=self.stop,
         )
+        control = Control(checkpoints=None if place is None else Checkpoints(place), stop=self.stop)
         if should_stop is None or place is None:
-            return network, train_to(evaluate_every=epochs)
+            return network, train_to(evaluation=Evaluation(self.task.val, epochs), control=control)
         for epoch in range(self._epoch_at(place), epochs + 1):  # each goes on from the checkpoint
-            curve = train_to(until=epoch, evaluate_every=1)
+            curve = train_to(evaluation=Evaluation(self.task.val), control=replace(control, until=epoch))
             if epoch < epochs and should_stop(curve.val_score, epochs):
                 break
         return network, curve

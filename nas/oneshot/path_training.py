@@ -18,12 +18,10 @@ from nas.oneshot.expected_cost import option_costs
 from nas.oneshot.supernet import Supernet, preserving
 from nas.seeding import rng, torch_rng
 from nas.space.space import Space
-from nas.training.checkpoint import Checkpoints
-from nas.training.ddp import ALONE, Team
 from nas.training.evaluate import Batch, evaluate, reestimate
 from nas.training.loop import Loop, criterion
 from nas.training.recipe import Recipe, precision
-from nas.training.train import Curve, EpochReport, train
+from nas.training.train import Control, Curve, train
 from nas.types import Genotype
 
 # -- which paths a step trains ----------------------------------------------------------------------------
@@ -118,10 +116,7 @@ def train_shared(
     *,
     seed: int,
     sampling: str = "uniform",
-    checkpoints: Checkpoints | None = None,
-    on_epoch: Callable[[EpochReport], None] | None = None,
-    stop: Callable[[], bool] | None = None,
-    team: Team = ALONE,
+    control: Control = Control(),  # noqa: B008 - a frozen value
 ) -> Curve:
     """Trains the shared weights of `supernet` in place.
 
@@ -129,25 +124,14 @@ def train_shared(
     and then moves the weights once by the mean. A path computes the chosen operations only; what is on no
     path has no gradient, and rests.
 
-    sampling: one of `SAMPLINGS`.
-    team: see `nas.training.train.train`; its ranks train the same paths.
+    sampling: one of `SAMPLINGS`. control: see `nas.training.train.train`; all ranks train the same paths.
     """
 
     def path_gradients(loop: Loop, batch: Batch) -> Tensor:
         paths = SAMPLINGS[sampling](supernet.space, rng(seed, "path", loop.step), task.image_shape)
         return _path_gradients(supernet, loop, batch, paths, distils=sampling == "sandwich")
 
-    return train(
-        supernet.network,
-        task,
-        recipe,
-        seed=seed,
-        checkpoints=checkpoints,
-        on_epoch=on_epoch,
-        gradients=path_gradients,
-        stop=stop,
-        team=team,
-    )
+    return train(supernet.network, task, recipe, seed=seed, gradients=path_gradients, control=control)
 
 
 def _path_gradients(

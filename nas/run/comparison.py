@@ -40,7 +40,7 @@ from nas.space.graph import architecture_hash
 from nas.space.space import Space
 from nas.study.study import Study
 from nas.training.evaluate import judged
-from nas.training.train import train
+from nas.training.train import Control, train
 from nas.types import Genotype, Trial
 from nas.user_code import user_errors
 
@@ -155,7 +155,9 @@ def _step_work(job: Job, genotype: Genotype) -> float:
     recipe = replace(job.plan.trial, graph=False)
     with user_errors(), isolated(0, "work"):
         network = job.space.network(genotype).to(job.device)
-        return step_work(lambda stop: train(network, job.search_task, recipe, seed=0, stop=stop))
+        return step_work(
+            lambda stop: train(network, job.search_task, recipe, seed=0, control=Control(stop=stop))
+        )
 
 
 def volumes(goals: Goals, searched: Sequence[Trial], drawn: Sequence[Trial]) -> dict[str, float]:

@@ -32,7 +32,7 @@ from nas.show.tracking.tracker import NO_TRACKING, Tracking
 from nas.space.graph import architecture_hash
 from nas.space.latency import LatencyTable
 from nas.space.space import Size, Space
-from nas.study.storage import JOURNAL, open_storage
+from nas.study.storage import JOURNAL, Store, open_storage
 from nas.study.study import Study
 from nas.study.workers import Evaluate, Processes
 from nas.training.ddp import ALONE, Team
@@ -268,15 +268,15 @@ class Job:
 
     def study(self, name: str, scheduler: Scheduler, **options: Any) -> Study:  # noqa: ANN401 - of `Study`
         """A study of this job. options: of `nas.Study`."""
-        given: dict[str, Any] = {
-            "prefix": self.prefix,
-            "patience_s": self.config.storage_patience,
-            "force": self.force,
-            "goals": self.plan.goals,
-            "seed": self.seed(name),
-            "stop": partial(self.check_stop, "stopped while the storage could not be used"),
-        }
-        return Study(self.space, scheduler, self.storage, name=name, **(given | options))
+        store = Store(
+            self.storage,
+            prefix=self.prefix,
+            patience_s=self.config.storage_patience,
+            stop=partial(self.check_stop, "stopped while the storage could not be used"),
+            force=self.force,
+        )
+        given: dict[str, Any] = {"goals": self.plan.goals, "seed": self.seed(name)}
+        return Study(self.space, scheduler, store, name=name, **(given | options))
 
     @property
     def device(self) -> torch.device:

@@ -26,7 +26,7 @@ from nas.training.checkpoint import Checkpoints
 from nas.training.evaluate import judged
 from nas.training.recipe import Recipe, compressed
 from nas.training.retry import Retry, with_retries
-from nas.training.train import Curve, EpochReport, train
+from nas.training.train import Control, Curve, EpochReport, train
 from nas.types import MOST, Genotype
 from nas.user_code import user_errors
 
@@ -110,12 +110,14 @@ def _trained(job: Job, genotype: Genotype, last: Last) -> tuple[nn.Module, dict[
             retry.of(last.recipe),
             seed=job.seed(RETRAIN),
             split=last.split,
-            checkpoints=Checkpoints(retry.place(last.folder)),
-            on_epoch=told,
             passes=retry.passes,
-            stop=job.stop,
-            elapsed=last.elapsed,
-            team=job.team,
+            control=Control(
+                checkpoints=Checkpoints(retry.place(last.folder)),
+                on_epoch=told,
+                stop=job.stop,
+                elapsed=last.elapsed,
+                team=job.team,
+            ),
         )
         job.tracking.tell(of_epochs(series, curve.reports()))  # what a killed process has not told
         return network, curve
@@ -162,7 +164,8 @@ def help_to_retrain(job: Job, genotype: Genotype) -> None:
     split, seed = job.task.train_and_val(), job.seed(RETRAIN)
     with user_errors():
         network = _fresh(job, genotype)
-        train(network, job.task, job.recipe, seed=seed, split=split, stop=job.stop, team=job.team)
+        control = Control(stop=job.stop, team=job.team)
+        train(network, job.task, job.recipe, seed=seed, split=split, control=control)
 
 
 def _fresh(job: Job, genotype: Genotype) -> nn.Module:

@@ -23,7 +23,7 @@ from nas.seeding import isolated
 from nas.space.cost import cost
 from nas.space.space import Space
 from nas.training.recipe import Recipe
-from nas.training.train import train
+from nas.training.train import Control, train
 from nas.types import Genotype
 from nas.user_code import user_errors
 
@@ -74,7 +74,8 @@ def network_pace(
     device = task.train.x.device
 
     def training(*, stop: Callable[[], bool]) -> None:
-        train(space.network(genotype).to(device), task, recipe, seed=0, split=split, stop=stop)
+        network, control = space.network(genotype).to(device), Control(stop=stop)
+        train(network, task, recipe, seed=0, split=split, control=control)
 
     return timed_step(training, device, steps=steps, limit_s=limit_s)
 
@@ -93,7 +94,11 @@ def search_pace(job: Job, genotype: Genotype, *, limit_s: float = 1.0) -> float:
         from nas.oneshot.supernet import Supernet
 
         sampling, supernet = plan.sharing.sampling, Supernet(space).to(job.device)
-        steps = partial(train_shared, supernet, task, plan.supernet, seed=0, sampling=sampling)
+
+        def steps(*, stop: Callable[[], bool]) -> None:
+            control = Control(stop=stop)
+            train_shared(supernet, task, plan.supernet, seed=0, sampling=sampling, control=control)
+
         return timed_step(steps, job.device, limit_s=limit_s)
     return network_pace(space, genotype, task, plan.trial, limit_s=limit_s)
 

@@ -42,7 +42,7 @@ from nas.study.workers import Evaluate
 from nas.training.checkpoint import Checkpoints
 from nas.training.memory_estimate import require_memory
 from nas.training.retry import LR_FACTOR, Retry, with_retries
-from nas.training.train import EpochReport
+from nas.training.train import Control, EpochReport
 from nas.types import Genotype, Trial
 from nas.user_code import user_errors
 
@@ -340,10 +340,12 @@ def _trained(job: Job, retry: Retry) -> tuple[Supernet, float]:
         retry.of(job.plan.supernet),
         seed=job.seed("shared"),
         sampling=sharing_of(job).sampling,
-        checkpoints=Checkpoints(retry.place(job.folder / CHECKPOINT) / "supernet"),
-        on_epoch=told,
-        stop=job.stop,
-        team=job.team,
+        control=Control(
+            checkpoints=Checkpoints(retry.place(job.folder / CHECKPOINT) / "supernet"),
+            on_epoch=told,
+            stop=job.stop,
+            team=job.team,
+        ),
     )
     return supernet, sum(curve.seconds)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from nas.evaluate.benchmarks import Benchmark, load_benchmark
 from nas.evaluate.replay import UNBOUNDED, Replay, Runs, check_replay, exact_front, reference_point
 from nas.files.atomic import write_json
 from nas.files.folder import prepare_folder
-from nas.searchers.goals import Goals, parse_goals
+from nas.searchers.goals import Goals
 from nas.show import draw
 from nas.types import Objective
 
@@ -31,17 +31,16 @@ def plan_comparison(
     epochs: int | None = None,
     dataset: str | None = None,
     folder: Path | None = None,
-    objectives: Sequence[str] = (),
-    constraints: Sequence[str] = (),
+    goals_by: Callable[[Objective], Goals] = lambda signal: Goals((signal,)),
     reference: str | None = None,
     settings: Mapping[str, object] | None = None,
-    seed: int = 0,
 ) -> tuple[Benchmark, list[Replay]]:
     """The table and one replay for each searcher.
 
     trials: evaluations of each search, 100 unless given; budget_s: simulated seconds instead.
     epochs: of the training that selection sees; the longest, or with a budget the shortest, unless given.
-    objectives, constraints: as text, by default the table's own signal. reference: see `reference_point`.
+    goals_by: what is searched for, given the table's own signal, which it is by default.
+    reference: see `reference_point`.
     settings: of the searchers; a table named like one of them is for it alone.
 
     Raises:
@@ -53,9 +52,7 @@ def plan_comparison(
     fidelity = table.fidelities[0 if budget_s is not None else -1] if epochs is None else epochs
     if fidelity not in table.fidelities:
         raise ConfigError(f"{name} knows {table.fidelities} epochs, not {fidelity}")
-    goals = parse_goals(objectives, constraints)
-    if not objectives:
-        goals = Goals((Objective(table.signal),), goals.constraints)
+    goals = goals_by(Objective(table.signal))
     point: tuple[float, ...] = ()
     if len(goals.objectives) > 1:
         if reference is None:
@@ -84,7 +81,6 @@ def plan_comparison(
             dataset=dataset,
             folder=folder,
             reference=point,
-            seed=seed,
         )
         for label in labels
     ]

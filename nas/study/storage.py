@@ -149,6 +149,22 @@ def open_storage(where: Path | str) -> BaseStorage:
         raise ConfigError(f"storage {address} cannot be used: {why}") from None
 
 
+@dataclass(frozen=True)
+class Store:
+    """A storage, and how its only writer uses it.
+
+    prefix: stands before the names of studies in it. patience_s: for how long it is waited for while it is
+    away, or full; stop: asked meanwhile. force: take over studies in a database whose writer is gone with its
+    machine.
+    """
+
+    storage: BaseStorage
+    prefix: str = ""
+    patience_s: float = 600.0
+    stop: Callable[[], object] = lambda: None
+    force: bool = False
+
+
 @contextmanager
 def reading(where: object) -> Iterator[None]:
     """Runs a block that reads a history, and says so where it is damaged."""

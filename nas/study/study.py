@@ -22,6 +22,7 @@ from nas.seeding import rng
 from nas.space.space import Space
 from nas.study.storage import (
     Record,
+    Store,
     note_under_way,
     open_study,
     own,
@@ -39,15 +40,14 @@ T = TypeVar("T")
 class Study:
     """A search in progress, durable in an Optuna storage, which this process alone writes.
 
-    name: of the study inside `storage`, an existing one is continued; `prefix` stands before it there.
+    storage: one of Optuna's, or a `Store` that says how it is used.
+    name: of the study inside it, an existing one is continued.
     seed: with the trial's number, seeds the proposal and the evaluation of every trial.
     announce: write down that a trial begins, so that it is taken up again under its own number when this
       process is killed, and a resumed study equals an uninterrupted one. Evaluations of a few milliseconds
       turn it off.
     alike: what architectures have in common that need be measured only once at the same fidelity.
     others: trials that were measured elsewhere before.
-    patience_s: for how long a storage that is away, or full, is waited for; stop: asked meanwhile.
-    force: take over a study in a database whose writer is gone with its machine.
     history: every trial so far, in order of their numbers.
 
     Example:
@@ -60,27 +60,26 @@ class Study:
         self,
         space: Space,
         scheduler: Scheduler,
-        storage: BaseStorage,
+        storage: BaseStorage | Store,
         *,
         name: str,
-        prefix: str = "",
         seed: int = 0,
         goals: Goals | None = None,
         announce: bool = True,
         alike: Callable[[Genotype], Hashable] | None = None,
         others: Sequence[Trial] = (),
-        patience_s: float = 600.0,
-        stop: Callable[[], object] = lambda: None,
-        force: bool = False,
     ) -> None:
         check_name(name, "study")
         self.space, self.scheduler, self.name, self.seed = space, scheduler, name, seed
-        self._announce, self._alike, self._patience_s, self._stop = announce, alike, patience_s, stop
+        self._announce, self._alike = announce, alike
+        self._store = store = storage if isinstance(storage, Store) else Store(storage)
         self._others = {self._key(t): t for t in reversed(others) if t.state == "done"}
-        self.optuna_study = self._patiently(lambda: open_study(storage, prefix + name, goals or Goals()))
+        self.optuna_study = self._patiently(
+            lambda: open_study(store.storage, store.prefix + name, goals or Goals())
+        )
         self.goals = recorded_goals(self.optuna_study, space, goals)
         self._record = Record(space, self.goals, name)
-        self._is_own, self._force = not isinstance(storage, RDBStorage), force
+        self._is_own = not isinstance(store.storage, RDBStorage)
         self.history = self._record.read_all(self.optuna_study)
         self._left = [trial.number for trial in self.history if trial.state == "running"]
 
@@ -296,12 +295,13 @@ class Study:
 
     def _write(self, work: Callable[[], None]) -> None:
         if not self._is_own:
-            self._patiently(lambda: own(self.optuna_study, force=self._force))
+            self._patiently(lambda: own(self.optuna_study, force=self._store.force))
             self._is_own = True
         self._patiently(work)
 
     def _patiently(self, work: Callable[[], T]) -> T:
-        return patiently(work, what=f"study {self.name!r}", patience_s=self._patience_s, stop=self._stop)
+        store = self._store
+        return patiently(work, what=f"study {self.name!r}", patience_s=store.patience_s, stop=store.stop)
 
     def _rng(self, number: int, purpose: str) -> np.random.Generator:
         return rng(self.seed, self.name, number, purpose)

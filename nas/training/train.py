@@ -101,6 +101,45 @@ class EpochReport:
         return f"epoch {self.epoch}: loss {self.train_loss:.3f}, {self.seconds:.1f} s"
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """On which images a training is evaluated: every so many epochs, at restarts and after the last epoch.
+
+    every: None where only the latter two count.
+    """
+
+    split: Split
+    every: int | None = 1
+
+    def __post_init__(self) -> None:
+        if self.every is not None and self.every < 1:
+            raise ConfigError(f"train: evaluate every {self.every} epochs, but must be at least 1")
+
+
+@dataclass(frozen=True)
+class Control:
+    """How a training is saved, told of and ended.
+
+    checkpoints: where to resume from, and where to save to after each epoch and as often as they say.
+    on_epoch: called after each epoch, its checkpoint already written.
+    stop: asked before every step; when true, a checkpoint is written and `Stopped` is raised.
+    until: pauses after so many epochs, its checkpoint kept: a later call with the same recipe, seed and
+      checkpoints goes on, and in the end equals one call bit for bit on the CPU. A pause evaluates nothing of
+      its own.
+    elapsed: share of its time that is over, asked before and after every step, where a training has a time
+      and not a number of epochs: its schedule follows that, and with 1 it ends. Not for a team.
+    team: all of its ranks train the same network together, see `nas.training.ddp`; rank 0 alone evaluates
+      and saves.
+    """
+
+    checkpoints: Checkpoints | None = None
+    on_epoch: Callable[[EpochReport], None] | None = None
+    stop: Callable[[], bool] | None = None
+    until: int | None = None
+    elapsed: Callable[[], float] | None = None
+    team: Team = ALONE
+
+
 def train(
     network: nn.Module,
     task: Task,
@@ -108,46 +147,27 @@ def train(
     *,
     seed: int,
     split: Split | None = None,
-    evaluate_on: Split | None = None,
-    evaluate_every: int | None = 1,
-    until: int | None = None,
+    evaluation: Evaluation | None = None,
     start: Checkpoints | None = None,
-    checkpoints: Checkpoints | None = None,
-    on_epoch: Callable[[EpochReport], None] | None = None,
     passes: int = 1,
     gradients: Gradients | None = None,
-    stop: Callable[[], bool] | None = None,
-    elapsed: Callable[[], float] | None = None,
-    team: Team = ALONE,
+    control: Control = Control(),
 ) -> Curve:
     """Trains `network` in place, where its parameters are, and returns its curve.
 
     split: the images to learn from, `task.train` by default. A last partial batch is left out.
-    evaluate_on: evaluated every `evaluate_every` epochs, unless that is None, at the recipe's restarts and
-      after the last epoch.
-    until: pauses after so many epochs, its checkpoint kept: a later call with the same recipe, seed and
-      checkpoints goes on, and in the end equals one call bit for bit on the CPU. A pause evaluates nothing of
-      its own.
     start: those of another training of the same network, whose last weights and momentum this one begins
       with, e.g. on more or larger images.
-    checkpoints: where to resume from, and where to save to after each epoch and as often as they say.
-    on_epoch: called after each epoch, its checkpoint already written.
     passes: parts that each batch is divided into to save memory, see `nas.training.loop.accumulate`.
     gradients: puts the gradients of a step in place and returns its loss, where that is not the loss of a
       plain call of the network; batch-norm statistics are then those of its own calls, and stay as they are.
-    stop: asked before every step; when true, a checkpoint is written and `Stopped` is raised.
-    elapsed: share of its time that is over, asked before and after every step, where a training has a time
-      and not a number of epochs: its schedule follows that, and with 1 it ends. Not for a team.
-    team: all of its ranks train the same network together, see `nas.training.ddp`; rank 0 alone evaluates
-      and saves.
 
     On CUDA the network becomes channels-last and computes in bfloat16; on the CPU everything is float32. The
     batch-norm statistics of a short training are taken anew before it is evaluated and in the end, see
     `nas.training.evaluate.reestimate`. With `recipe.ema` the averaged weights are evaluated and, at the end,
     left in the network; it stays in training mode.
     """
-    if evaluate_every is not None and evaluate_every < 1:
-        raise ConfigError(f"train: evaluate_every is {evaluate_every}, but must be at least 1")
+    until, elapsed, team = control.until, control.elapsed, control.team
     if until is not None and not 1 <= until <= recipe.epochs:
         raise ConfigError(
             f"train: until is {until}, but must be at least 1 and at most epochs, {recipe.epochs}"
@@ -157,10 +177,17 @@ def train(
     if start is not None:
         _inherit(loop, start)
     last = recipe.epochs if until is None else until
-    work = _Training(loop, evaluate_on, evaluate_every, last, gradients=gradients, elapsed=elapsed)
+    work = _Training(loop, evaluation, last, gradients=gradients, elapsed=elapsed)
     with isolated(seed, "train"), memory_errors(f"training at batch {loop.images}"):
         network.train()
-        resumable.run(work, what="train", checkpoints=checkpoints, on_epoch=on_epoch, stop=stop, team=team)
+        resumable.run(
+            work,
+            what="train",
+            checkpoints=control.checkpoints,
+            on_epoch=control.on_epoch,
+            stop=control.stop,
+            team=team,
+        )
         loop.finish()
         work.settle()
     return Curve.of(work.reports)
@@ -172,15 +199,14 @@ class _Training:
     def __init__(
         self,
         loop: Loop,
-        evaluate_on: Split | None,
-        evaluate_every: int | None,
+        evaluation: Evaluation | None,
         until: int,
         *,
         gradients: Gradients | None,
         elapsed: Callable[[], float] | None,
     ) -> None:
         self.loop, self.until, self.elapsed, self.plain = loop, until, elapsed, gradients is None
-        self.evaluate_on, self.evaluate_every = evaluate_on, evaluate_every
+        self.evaluation = evaluation
         self.reports: list[EpochReport] = []
         self.cut = False
         self._learn: Callable[[Batch], None] = partial(loop.learn, gradients=gradients)
@@ -210,10 +236,10 @@ class _Training:
         epoch, epochs, lr = -(-loop.step // loop.steps_per_epoch), loop.recipe.epochs, loop.lr
         loss, seconds = loop.end_epoch()
         report = EpochReport(epoch, epochs, loss, lr, seconds, metric=loop.task.problem.val)
-        if self.evaluate_on is not None and self._is_evaluated(epoch):
+        if self.evaluation is not None and self._is_evaluated(epoch, self.evaluation.every):
             with nullcontext() if loop.ema is None else loop.ema.during(loop.network):
                 self.settle()
-                val_loss, val_score = evaluate(loop.network, loop.task, self.evaluate_on)
+                val_loss, val_score = evaluate(loop.network, loop.task, self.evaluation.split)
             if not math.isfinite(val_loss):
                 raise TrialError(
                     "nan",
@@ -241,14 +267,13 @@ class _Training:
         self.cut, self.reports = state["cut"], [EpochReport(**report) for report in state["reports"]]
 
     def settings(self) -> Mapping[str, Any]:
-        evaluation = [0 if self.evaluate_on is None else len(self.evaluate_on), self.evaluate_every]
-        return {**self.loop.settings(), "evaluation": evaluation}
+        found = [] if self.evaluation is None else [len(self.evaluation.split), self.evaluation.every]
+        return {**self.loop.settings(), "evaluation": found}
 
     def replicas(self) -> Iterable[Tensor]:
         return self.loop.parameters.values()
 
-    def _is_evaluated(self, epoch: int) -> bool:
-        every = self.evaluate_every
+    def _is_evaluated(self, epoch: int, every: int | None) -> bool:
         if self.cut and every is not None:
             return True
         return epoch in self.loop.recipe.ends or (every is not None and epoch % every == 0)

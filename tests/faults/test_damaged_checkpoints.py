@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from damage import DAMAGES, Attack, witness
 from jobs import TINY, Recorder, last_job, outcome
+from trainings import train_shared
 
 import nas
 from nas.errors import ConfigError, Stopped
 from nas.evaluate.multi_fidelity import Laddered
 from nas.evaluate.trained import Trained
 from nas.oneshot.methods import Method
-from nas.oneshot.path_training import train_shared
 from nas.oneshot.search import search as search_by_gradients
 from nas.oneshot.supernet import Supernet
 from nas.results.run_record import CHECKPOINT
