@@ -1,1 +1,4 @@
-"""Images and labels: read, checked, divided and augmented. Begin with `task`, then `datasets`."""
+"""What is learned from: images and their targets, read, checked, divided, augmented; and the problem they pose.
+
+Begin with `task`, then `problem` (loss, metric, predictions) and `datasets`, which reads what has a name.
+"""

@@ -1,1 +1,4 @@
-"""The live view of a run: its report, drawn anew as the search goes, and Optuna's dashboard beside it."""
+"""What people look at: pictures, the report of a run, its live view, and what trackers are told.
+
+Begin with `report`, which puts sections together; `draw` makes figures from plain values.
+"""
