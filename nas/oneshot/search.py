@@ -511,11 +511,11 @@ def _choose(work: Search) -> None:
     if method.staging.by == "fisher" and undecided:
         record_fisher(supernet, work.task)
 
-    def accuracies(genotypes: Sequence[Genotype]) -> list[float]:
-        seed = derive(work.seed, "cap", work.done)
-        return [preferred_score(work, genotype, seed) for genotype in genotypes]
+    def worth(genotypes: Sequence[Genotype]) -> list[float]:
+        seed, better = derive(work.seed, "cap", work.done), work.task.problem.better
+        return [better(preferred_score(work, genotype, seed)) for genotype in genotypes]
 
-    judge = accuracies if method.guards is not None else None
+    judge = worth if method.guards is not None else None
     work.strengths = tuple(supernet.strengths())
     work.preferred = by_alphas(supernet.space, work.strengths, method.identities, judge=judge)
 
