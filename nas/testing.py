@@ -112,7 +112,7 @@ def blaming(space: Space, where: str = "") -> Iterator[None]:
     except NasError as error:
         text = str(error)
         own = text if text.startswith(who) else f"{who}{where}: {text}"
-        for words, name in (("channels", "in_channels"), ("gave logits", "classes")):
+        for words, name in (("channels", "in_channels"), ("gave outputs", "classes")):
             if space.origin and name not in space.settings and words in text:
                 own += f"; let {space.origin} take an argument {name!r}, which the task gives"
         raise SpaceError(own) from error

@@ -104,8 +104,8 @@ def test_settings_of_a_method():
         ({"method_settings": {"parts": 1.5}}, "method_settings.parts is 1.5"),
         ({"method_settings": {"parts": "many"}}, "method_settings.parts is 'many'"),
         ({"alphas": {"lrr": 1}}, "alphas: .*'lrr'.*'lr'"),
-        ({"guard_settings": {"skip": 1}, "guard": True}, "guards: .*'skip'.*'skip_cap'"),
-        ({"guard_settings": {"skip_cap": 1}}, "guards"),
+        ({"guard_settings": {"skip": 1}, "guard": True}, "guard_settings: .*'skip'.*'skip_cap'"),
+        ({"guard_settings": {"skip_cap": 1}}, "guard_settings"),
     ],
 )
 def test_wrong_settings_are_refused(settings, subject):

@@ -370,7 +370,7 @@ def test_a_training_that_fails_says_why(reason, words, forward, lr):
     ("kind", "words", "network", "change"),
     [
         (TrialError, "no trainable parameter", make().requires_grad_(requires_grad=False), {}),
-        (TrialError, r"logits \(8, 3\), wanted \(8, 4\)", Fixed([0.0] * 3), {}),
+        (TrialError, r"outputs \(8, 3\), wanted \(8, 4\)", Fixed([0.0] * 3), {}),
         (
             ConfigError,
             "auxiliary is 0.4, but Fixed has no",

@@ -132,7 +132,7 @@ def grow():
             r"decision 'a', option 'half': input \(4, 1, 8, 8\) gave \(4, 1, 4, 4\)",
         ),
         (load("toy", in_channels=3), r"space 'toy', images \(4, 1, 8, 8\)"),
-        (single(OPTIONS, classes=7), r"gave logits \(64, 7\), wanted \(64, 10\)"),
+        (single(OPTIONS, classes=7), r"gave outputs \(64, 7\), wanted \(64, 10\)"),
         (replace(single(OPTIONS, classes=7), origin="own.py:make"), "take an argument 'classes'"),
         (Space("mute", lambda choose: nn.Flatten()), "asked the chooser nothing"),
     ],

@@ -14,7 +14,8 @@ from scipy.special import stdtr, stdtrit
 from nas.data.task import Split, Task
 from nas.errors import ConfigError, counted
 
-Scores: TypeAlias = NDArray[np.bool_] | NDArray[np.float64]
+Scores: TypeAlias = NDArray[Any]
+"""Of images: truths, whether each was got right, or numbers of which more is better."""
 LEVEL = 0.05
 FLIPS, PART = 10_000, 100
 """Sign patterns that a p-value is made of, and how many of them are drawn at a time."""

@@ -360,8 +360,7 @@ def help_with_weights(job: Job) -> None:
             job.plan.supernet,
             seed=seed,
             sampling=sampling,
-            stop=job.stop,
-            team=job.team,
+            control=Control(stop=job.stop, team=job.team),
         )
 
 

@@ -73,7 +73,8 @@ class Curve:
         evaluated = {e: pair for e, *pair in zip(self.val_epochs, self.val_loss, self.val_score, strict=True)}
         epochs, rows = len(self.train_loss), zip(self.train_loss, self.lr, self.seconds, strict=True)
         for epoch, row in enumerate(rows, start=1):
-            yield EpochReport(epoch, epochs, *row, *evaluated.get(epoch, ()), metric=self.metric)
+            loss, score = evaluated.get(epoch, (None, None))
+            yield EpochReport(epoch, epochs, *row, val_loss=loss, val_score=score, metric=self.metric)
 
 
 @dataclass(frozen=True)
