@@ -146,9 +146,9 @@ def test_epochs_of_the_last_training_lift_the_bound_on_its_images():
         ({"retrain": {"epochs": 0}}, "retrain: recipe: epochs is 0"),
         ({"retrain": {"epochs": 2.5}}, "retrain.epochs is 2.5, but must be a whole number"),
         ({"retrain": {"batch": True}}, "retrain.batch is True, but must be a whole number"),
-        ({"trial": {"lr": 0}}, "lr is 0.0, but must be a finite number above 0"),
+        ({"trial": {"lr": 0}}, "lr is 0.0, but must be a number above 0"),
         ({"trial": {"lr": "[" * 50_000}}, "but must be a number"),
-        ({"trial": {"crop": "no"}}, "crop is 'no', but must be true or false"),
+        ({"trial": {"crop": "no"}}, "crop is 'no', but must be True or False"),
         ({"trial": {"schedule": "weekly"}}, "schedule is 'weekly', but must be 'step' or 'epoch'"),
         ({"trial": {"warmup_epochs": 99}}, "warmup_epochs is 99.0, but must be below epochs"),
         (

@@ -90,7 +90,7 @@ def own_function(path: str) -> Callable[..., object]:
     try:
         return _function(path)
     except SpaceError as error:
-        raise ConfigError(f"method: {error}") from error
+        raise ConfigError(str(error).replace(f"space {path!r}", f"method {path!r}", 1)) from error
 
 
 def _function(path: str) -> Callable[..., object]:
