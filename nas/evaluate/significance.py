@@ -52,7 +52,7 @@ class Paired:
 
     def __str__(self) -> str:
         unit = " points" if self.is_share else ""
-        return f"{self.points(self.delta)}{unit}, error {self.points(self.error, '')}"
+        return f"{self.points(self.delta)}{unit}, error {self.points(self.error, '')}, p = {self.p:.2g}"
 
     def statement(self, own: str, other: str) -> str:
         """The comparison in one sentence."""

@@ -22,7 +22,7 @@ from nas.data.decode import load_arrays
 from nas.data.task import Task
 from nas.errors import NoModelError, TrialError, counted
 from nas.evaluate.failure_summary import diagnosis
-from nas.evaluate.significance import Paired, Scores, paired
+from nas.evaluate.significance import LEVEL, Paired, Scores, paired
 from nas.evaluate.trained import Start, Trained
 from nas.files.atomic import replacing
 from nas.results.run_record import CHECKPOINT, DEFAULT, RANDOM, RERANK, SEARCH
@@ -186,7 +186,8 @@ class Verdict:
     """The outcome of the fresh trainings.
 
     best: the architecture to train in full; found_by: `search`, or the baseline that did better, of which the
-      default architecture need not: it is taken where nothing is better by more than the standard error.
+      default architecture need not: it is taken where nothing is better by more than the standard error. So is
+      random search's where nothing of the search is better significantly.
     rivals: what was compared with, by name.
     metrics: mean validation metrics and, for each baseline, `NAME_delta` with its 95 % interval and `p`.
       That of the best, e.g. `rerank_val_acc`, is the highest of all and so partly luck.
@@ -283,10 +284,12 @@ def _told(name: str, compared: Paired | None, *, same: bool) -> str:
 
 
 def _chosen(fresh: _Fresh, means: Sequence[Trial], trusted: Mapping[str, Trial]) -> tuple[Genotype, str]:
-    """The best that is better than all which is trusted more, by more than the standard error.
+    """The best that is better than all which is trusted more.
 
-    And in words why that is not the best of all, where it is not. Where the problem's metric is not what
-    counts first, the best of all is taken; what breaks a constraint need not be beaten.
+    Than the default that is by more than the standard error, than random search's choice significantly: the
+    best of several is partly the luckiest one. And in words why that is not the best of all, where it is not.
+    Where the problem's metric is not what counts first, the best of all is taken; what breaks a constraint
+    need not be beaten.
 
     trusted: what others must beat, by name, the most trusted first.
     """
@@ -298,10 +301,13 @@ def _chosen(fresh: _Fresh, means: Sequence[Trial], trusted: Mapping[str, Trial])
                 return ""
             if lead.violation(other.metrics) > lead.violation(own.metrics):
                 continue
-            gain = fresh.compare(own.genotype, other.genotype)
-            if gain is None or gain.delta <= gain.error:
-                told = "" if gain is None else f" ({gain})"
-                return f"{_WORDS[name]} by more than the standard error{told}"
+            gain, what = fresh.compare(own.genotype, other.genotype), f"better than {_WORDS[name]}"
+            if gain is None:
+                return what
+            if name == RANDOM and (gain.delta <= 0 or gain.p >= LEVEL):
+                return f"significantly {what} ({gain})"
+            if gain.delta <= gain.error:
+                return f"{what} by more than the standard error ({gain})"
         return ""
 
     ranked = lead.ordered(means)
@@ -309,7 +315,7 @@ def _chosen(fresh: _Fresh, means: Sequence[Trial], trusted: Mapping[str, Trial])
         return ranked[0].genotype, ""
     best = next(trial for trial in ranked if not unbeaten(trial))
     taken = next((_WORDS[name] for name, trial in trusted.items() if trial == best), "another candidate")
-    return best.genotype, f"the best in fresh trainings is not better than {reason}: {taken} is taken"
+    return best.genotype, f"the best in fresh trainings is not {reason}: {taken} is taken"
 
 
 def _trained(job: Job, genotypes: tuple[Genotype, ...], start: Start | None) -> _Fresh:
