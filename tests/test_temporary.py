@@ -98,6 +98,10 @@ def using(use, temporary, place):
     finally:
         process.kill()
         process.join()
+        # A child that was forked and has not begun its own program yet holds the lock for a moment more.
+        end = time.monotonic() + 10
+        while any(map(_is_held, _there(temporary))) and time.monotonic() < end:
+            time.sleep(0.01)
 
 
 @pytest.fixture
