@@ -155,7 +155,7 @@ def test_nothing_is_taken_before_random_searchs_for_a_lucky_training(tmp_path, m
     rivals = {"random": B, "largest": C} if luckiest == "largest" else {"random": B}
     verdict = rerank(job(tmp_path), [A], rivals)
     assert (verdict.best, verdict.found_by) == (B, "random")
-    assert "is not better than that of random search" in verdict.statements[-1]
+    assert "is not significantly better than that of random search" in verdict.statements[-1]
 
 
 def test_a_job_whose_baseline_did_better_says_so(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from nas.budget.clock import TimeUp
 from nas.budget.threads import threads
 from nas.data.unpacking import load_arrays
 from nas.errors import NoModelError, TrialError
-from nas.evaluation.comparison import Paired, paired
+from nas.evaluation.comparison import LEVEL, Paired, paired
 from nas.evaluation.evaluators import Start, Trained
 from nas.evaluation.failures import diagnosis
 from nas.files.atomic import replacing
@@ -49,7 +49,7 @@ class Verdict:
 
     best: the architecture to train in full; found_by: `search`, or the baseline that did better, of which the
       default architecture need not: it is taken where nothing is better by more than the standard error. So
-      is random search's where nothing of the search is.
+      is random search's where nothing of the search is better significantly.
     rivals: what was compared with, by name.
     metrics: mean validation accuracies and, for each baseline, `NAME_delta` with its 95 % interval and `p`.
       That of the best, `rerank_val_acc`, is the highest of all and so partly luck.
@@ -144,10 +144,12 @@ def _chosen(
     trusted: Mapping[str, Genotype],
     compare: Callable[[Genotype, Genotype], Paired | None],
 ) -> tuple[Genotype, str]:
-    """The best that is better than all which is trusted more, by more than the standard error.
+    """The best that is better than all which is trusted more.
 
-    And in words why that is not the best of all, where it is not. Where accuracy is not what counts first,
-    the best of all is taken; what breaks a constraint need not be beaten.
+    Than the default that is by more than the standard error, than random search's choice significantly: the
+    best of several is partly the luckiest one. And in words why that is not the best of all, where it is not.
+    Where accuracy is not what counts first, the best of all is taken; what breaks a constraint need not be
+    beaten.
 
     trusted: the architectures that others must beat, by name, the most trusted first.
     """
@@ -159,12 +161,14 @@ def _chosen(
                 return ""
             if lead.violation(means[other].metrics) > lead.violation(means[own].metrics):
                 continue
-            gain = compare(own, other)
-            if gain is None or gain.delta <= gain.error:
-                points = (
-                    "" if gain is None else f" ({100 * gain.delta:+.2f} points, error {100 * gain.error:.2f})"
-                )
-                return f"{_WORDS[name]} by more than the standard error{points}"
+            gain, what = compare(own, other), f"better than {_WORDS[name]}"
+            if gain is None:
+                return what
+            told = f"({100 * gain.delta:+.2f} points, error {100 * gain.error:.2f}, p = {gain.p:.2g})"
+            if name == RANDOM and (gain.delta <= 0 or gain.p >= LEVEL):
+                return f"significantly {what} {told}"
+            if gain.delta <= gain.error:
+                return f"{what} by more than the standard error {told}"
         return ""
 
     ranked = [trial.genotype for trial in lead.ordered(list(means.values()))]
@@ -174,7 +178,7 @@ def _chosen(
     taken = next(
         (_WORDS[name] for name, genotype in trusted.items() if genotype == best), "another candidate"
     )
-    return best, f"the best in fresh trainings is not better than {reason}: {taken} is taken"
+    return best, f"the best in fresh trainings is not {reason}: {taken} is taken"
 
 
 def _first_like(job: Job, genotype: Genotype, candidates: Sequence[Genotype]) -> Genotype:
