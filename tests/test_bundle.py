@@ -64,7 +64,7 @@ def test_every_form_is_the_scored_model(exported):
     for line in told:
         difference = re.search(r"differ by at most (\S+) of the largest", line)[1]
         assert float(difference) < 1e-5 < TOLERANCE <= 1e-4
-        assert "0 classes differ" in line and f"accuracy {result.metrics['test_acc']:.4f};" in line
+        assert "0 answers differ" in line and f"accuracy {result.metrics['test_acc']:.4f};" in line
         assert "ms for 1 image" in line and "ms for 32" in line
     assert check_manifest(result.folder) == []
     names = {"model.py", "model.pt2", "model.onnx", "model.safetensors", "MODEL_CARD.md", "requirements.txt"}

@@ -57,7 +57,7 @@ def test_every_rank_has_the_result_and_rank_0_alone_speaks(whole):
 
 
 def test_trials_on_shared_weights_and_a_retraining_use_all_ranks(tmp_path):
-    settings = {**TINY, "trials": 3, "sharing": {"splits": 1, "calibration": 16}, "repeats": 1}
+    settings = {**TINY, "trials": 3, "sharing": {"calibration": 16}, "repeats": 1}
     settings |= {"epochs": 8, "supernet": {"batch": 10, "lr": 0.2}}  # with less it learns nothing
     found = together(job, tmp_path / "run", ("toy", "digits", "spos"), settings, limit_s=None)
     assert [name for name, *_ in found[0][0]] == ["supernet", "search", "re-evaluation", "retrain"]

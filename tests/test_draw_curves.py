@@ -25,7 +25,7 @@ from nas.types import Trial
 
 NAN = float("nan")
 NAMES = ("evolution", "random search", "local search", "TPE", "NSGA-II", "surrogate", "Hyperband", "one-shot")
-TITLES = ("Skip share", "Entropy", "Eigenvalue", "Gradient matching", "Accuracy", "Genotype changes")
+TITLES = ("Skip share", "Entropy", "Eigenvalue", "Gradient matching", "Validation score", "Genotype changes")
 BACK = (*range(1, 13), *range(9, 15), *range(12, 21))
 """The epochs of a search that went back twice."""
 

@@ -100,7 +100,7 @@ def test_an_early_stopped_trial_goes_on_where_it_was(tmp_path, steps):
         ("build", "build failed", lambda: nn.Conv2d(1, -4, 1)),
         (
             "build",
-            r"logits \(32, 7\), wanted \(32, 10\)",
+            r"outputs \(32, 7\), wanted \(32, 10\)",
             lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 7)),
         ),
         ("no-grad", "no trainable parameter", Mean),

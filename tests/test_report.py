@@ -21,7 +21,7 @@ from nas.errors import ConfigError, Stopped
 from nas.files.atomic import write_json
 from nas.files.folder import check_manifest, write_manifest
 from nas.show.report import REPORT, render, render_run, write_report
-from nas.show.report.run import History, Work, read, read_studies
+from nas.show.report.run import JOB, History, Work, read, read_studies
 from nas.show.report.section import metric
 from nas.show.report.sections import (
     anytime,
@@ -61,7 +61,7 @@ def gradients(place):
 
 @pytest.fixture(scope="module")
 def retrained(place, gradients):
-    settings = {"retrain": {"epochs": 2}}
+    settings = {"retrain": {"epochs": 2}, "pictures": True}
     return nas.retrain(gradients, "digits", out=place / "retrained", settings=settings).folder
 
 
@@ -213,9 +213,10 @@ def test_the_history_is_read_without_the_space_and_says_who_did_what(unfinished,
     past = read_studies(unfinished)["search"]
     assert list(past.trials) == nas.Study.read(unfinished, "search", nas.load("toy", width=4))
     assert past.work.keys() == {trial.number for trial in past.trials}
-    assert {work.worker for work in read_studies(pareto)["search"].work.values()} == {
-        f"{socket.gethostname()}, process {os.getpid()}"
-    }
+    # One like an earlier one is answered from the history, by the job itself.
+    own = f"{socket.gethostname()}, process {os.getpid()}"
+    assert own in (workers := {w.worker for w in read_studies(pareto)["search"].work.values()})
+    assert workers <= {own, JOB}
 
 
 def test_a_long_history_of_many_decisions_with_long_names_stays_small(unfinished):

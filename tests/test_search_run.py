@@ -267,7 +267,7 @@ def test_divergence_of_a_whole_phase_is_an_error(tmp_path, where):
 
 
 def test_a_network_that_overflows_only_in_the_test_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr("nas.run.retrain.evaluate", lambda *_: (float("inf"), 0.1))
+    monkeypatch.setattr("nas.run.retrain.judged", lambda *_: (float("inf"), torch.ones(5)))
     with pytest.raises(TrialError, match="test loss is inf"):
         evolve(tmp_path)
     assert not (tmp_path / "metrics.json").exists()

@@ -97,7 +97,7 @@ def test_an_image_becomes_the_pixels_that_the_model_takes(digits):
         (b"", GREY, "x is empty; wanted an image"),
         (b"hello", GREY, "x cannot be read as an image: it is none of BMP, GIF"),
         (png(np.zeros((9, 9), np.uint8))[:40], GREY, "x cannot be read as an image"),
-        (npy(np.zeros((8, 8)))[:-8], GREY, "x is no whole .npy array: the file holds 504 bytes"),
+        (npy(np.zeros((8, 8)))[:-8], GREY, "x is no whole .npy array"),
         (npy(np.array([{}])), GREY, "Object arrays cannot be loaded"),
         (npy(np.zeros((2, 9, 9))), GREY, r"x has shape \[2, 9, 9\], wanted \[N, 8, 8\] or one image"),
         (npy(np.zeros((2, 8, 8))), COLOUR, r"wanted \[N, 8, 8, 3\] or one image"),

@@ -25,7 +25,6 @@ ADVICE: Mapping[str, str] = {
     "constraint": "hardly any architecture keeps the constraints: loosen them",
     "missing": "a table does not hold these architectures: use a space that it covers, or measure",
     "timeout": "trials take too long, or hang: raise trial_timeout, or lower trial.epochs",
-    "lost": "the processes of workers end or freeze again and again: look into the system's log for why",
     "crash": "the code of the space, or the system for want of memory, ends the process that trains: look "
     "into the system's log, leave that option out, or lower trial.batch",
     "proxy": "a proxy cannot be computed for these architectures: leave it out",

@@ -186,8 +186,8 @@ class Verdict:
     """The outcome of the fresh trainings.
 
     best: the architecture to train in full; found_by: `search`, or the baseline that did better, of which the
-      default architecture need not: it is taken where nothing is better by more than the standard error. So is
-      random search's where nothing of the search is better significantly.
+      default architecture need not: it is taken where nothing is better by more than the standard error.
+      So is random search's where nothing of the search is better significantly.
     rivals: what was compared with, by name.
     metrics: mean validation metrics and, for each baseline, `NAME_delta` with its 95 % interval and `p`.
       That of the best, e.g. `rerank_val_acc`, is the highest of all and so partly luck.

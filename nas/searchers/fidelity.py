@@ -78,7 +78,7 @@ class Ladder:
         """The position of the rung that ends after so many granted epochs."""
         if fidelity not in self.granted:
             raise ConfigError(
-                f"rungs: none ends after {fidelity} epochs; its rungs end after "
+                f"rungs: no rung ends after {fidelity} epochs; its rungs end after "
                 f"{', '.join(map(str, self.granted))}. Has the study another ladder?"
             )
         return self.granted.index(fidelity)

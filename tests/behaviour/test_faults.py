@@ -7,7 +7,6 @@ import io
 import json
 import os
 import re
-import runpy
 import select
 import shutil
 import socket
@@ -25,6 +24,7 @@ from PIL import Image
 from torch import nn
 
 import nas
+from nas.__main__ import main
 
 TINY = {
     "epochs": 1,
@@ -48,7 +48,7 @@ def said(monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # which the command replaces
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            runpy.run_module("nas", run_name="__main__")
+            main()
         return ended.value.code or 0, "".join(capsys.readouterr())
 
     return run
