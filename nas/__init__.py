@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from nas.training.recipe import Recipe
     from nas.types import Constraint, Decision, Genotype, Objective, Trial
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 _NAMES = {
     "audit": "Audit audit_task",
