@@ -12,7 +12,7 @@ from jobs import TINY
 import nas
 
 
-def loss(outputs, targets, smoothing):
+def loss(outputs, targets):
     return ((outputs[:, 0] - targets) ** 2).mean()
 
 
@@ -88,6 +88,8 @@ def test_what_a_problem_cannot_have_is_refused(task, tmp_path):
         nas.search("toy", task, "random", out=tmp_path, settings={"early_stop": 0.1})
     with pytest.raises(nas.ConfigError, match="val_acc"):
         nas.search("toy", task, "random", out=tmp_path, settings={"objective": "val_acc"})
+    with pytest.raises(nas.ConfigError, match="label_smoothing"):
+        nas.search("toy", task, "random", out=tmp_path, settings={"trial": {"label_smoothing": 0.1}})
     with pytest.raises(nas.ConfigError, match="audit"):
         nas.audit_task(task)
     assert not list(tmp_path.iterdir())

@@ -23,7 +23,8 @@ class Problem:
     name: e.g. `classification`.
     metric: what networks are judged by; a trial has `val_METRIC`, the last network `test_METRIC`.
     words: the metric in words.
-    loss: of outputs `[B, outputs]` in float32, targets `[B]` and the label smoothing: their mean, a scalar.
+    loss: of outputs `[B, outputs]` in float32 and targets `[B]`, their mean, a scalar; that of classes takes
+      `label_smoothing`, too.
     score: of outputs and targets, that of each example `[B]`; their mean is the metric.
     predict: of outputs, what they say of each example, `[B]`.
     soften: of outputs, what another network that learns from this one has as targets.
@@ -41,7 +42,7 @@ class Problem:
     name: str
     metric: str
     words: str
-    loss: Callable[[Tensor, Tensor, float], Tensor]
+    loss: Callable[..., Tensor]
     score: Callable[[Tensor, Tensor], Tensor]
     predict: Callable[[Tensor], Tensor]
     soften: Callable[[Tensor], Tensor]
@@ -74,11 +75,6 @@ class Problem:
         return f"{value:.4f}" if self.is_share else f"{value:.4g}"
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """In nats. targets: class numbers, or probabilities `[B, classes]`."""
-    return F.cross_entropy(logits, targets, label_smoothing=smoothing)
-
-
 def _is_right(logits: Tensor, classes: Tensor) -> Tensor:
     return logits.argmax(1) == classes
 
@@ -96,6 +92,9 @@ def _commonest(classes: Tensor) -> Tensor:
 
 
 CLASSIFICATION = Problem(
-    "classification", "acc", "accuracy", _cross_entropy, _is_right, _class_number, _probabilities, _commonest
+    "classification", "acc", "accuracy", F.cross_entropy, _is_right, _class_number, _probabilities, _commonest
 )
-"""Targets are class numbers in 0..C-1, outputs logits; judged by the share of examples that are right."""
+"""Targets are class numbers in 0..C-1, outputs logits; judged by the share of examples that are right.
+
+The loss is cross-entropy in nats, of probabilities `[B, C]` as targets, too.
+"""

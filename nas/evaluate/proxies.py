@@ -145,7 +145,7 @@ def logits(network: nn.Module, x: Tensor) -> Tensor:
 
 def loss(network: nn.Module, batch: Batch) -> Tensor:
     """The mean loss `[]` of a batch."""
-    return batch.problem.loss(logits(network, batch.x), batch.y, 0.0)
+    return batch.problem.loss(logits(network, batch.x), batch.y)
 
 
 def gradients(value: Tensor, inputs: Sequence[Tensor], *, create_graph: bool = False) -> tuple[Tensor, ...]:

@@ -79,7 +79,7 @@ def alpha_gradient(search: Bilevel, train: Batch, val: Batch) -> list[Tensor]:
     w' are the weights as they are (first order), or one step on (second order, equation 7). Where the rule
     moves the mixture on the simplex (GAEA), the loss's gradient is with respect to the mixture weights.
     """
-    supernet, method, freezer, team = search.supernet, search.method, search.freezer, search.loop.team
+    supernet, method, freezer = search.supernet, search.method, search.freezer
     targets: Sequence[Tensor] = supernet.architecture()
     mixture: Mixtures | None = None
     if method.update.on_simplex:
@@ -90,7 +90,7 @@ def alpha_gradient(search: Bilevel, train: Batch, val: Batch) -> list[Tensor]:
         watched = [] if freezer is None else freezer.weights
         with without_gradients([] if watched else search.loop.parameters.values()):
             found = gradients(search.validation_loss(val, mixture), [*targets, *watched])
-        found = team.average(found, search.validation.size)
+        found = search.loop.average(found, search.validation.size)
         if freezer is not None:
             freezer.validation = found[len(targets) :]
     gradient = found[: len(targets)]
@@ -110,17 +110,17 @@ def second_order(
     float32 whatever the recipe says, since their difference is smaller than what bfloat16 rounds off.
     Deviation: batch-norm's running statistics stay as they were.
     """
-    loop, team, rate = search.loop, search.loop.team, search.loop.descent.rate
+    loop, rate = search.loop, search.loop.descent.rate
     weights: list[Tensor] = list(loop.parameters.values())
     with preserving(search.supernet.network.buffers()), preserving(weights) as back:
-        moves = team.average(gradients(search.training_loss(train, mixture), weights), loop.batch)
+        moves = loop.average(gradients(search.training_loss(train, mixture), weights), loop.batch)
         loop.descent.direction(moves, loop.weight_decay)
         with torch.no_grad():
             torch._foreach_mul_(moves, rate)
             torch._foreach_sub_(weights, moves)
         del moves
         found = gradients(search.validation_loss(val, mixture), [*targets, *weights])
-        found = team.average(found, search.validation.size)
+        found = loop.average(found, search.validation.size)
         direct, vector = found[: len(targets)], found[len(targets) :]
         epsilon = 0.01 / nn.utils.get_total_norm(vector).clamp_min(1e-12)
         torch._foreach_mul_(vector, epsilon)
@@ -131,6 +131,6 @@ def second_order(
                 torch._foreach_add_(weights, vector, alpha=side)
             with exact(), without_gradients(loop.parameters.values()):
                 found = gradients(search.training_loss(train, mixture, "float32"), targets)
-            sides.append(team.average(found, loop.batch))
+            sides.append(loop.average(found, loop.batch))
     product = [(up - down) / (2 * epsilon) for up, down in zip(*sides, strict=True)]
     return [d - rate * p for d, p in zip(direct, product, strict=True)]

@@ -125,7 +125,7 @@ class Examiner:
             with preserving(network.buffers()), in_training(supernet), unmoved, twice:
                 logits = supernet.mix(to_layout(x), supernet.expected_mixture())
                 value, self.direction = dominant_eigenvalue(
-                    loop.task.problem.loss(logits.float(), y, 0.0),
+                    loop.task.problem.loss(logits.float(), y),
                     [supernet.alphas],
                     start=self.direction,
                     iterations=later if self.direction else self.iterations,
@@ -259,7 +259,7 @@ def _gradient(search: Bilevel, split: Split, seed: int, genotype: Genotype | Non
             mixture = supernet.expected_mixture() if genotype is None else supernet.path(genotype)
         with precision(x.device, loop.recipe.precision):
             logits = supernet.mix(to_layout(x), mixture)
-        loss = task.problem.loss(logits.float(), y, 0.0)
+        loss = task.problem.loss(logits.float(), y)
         return flat(gradients(loss, list(loop.parameters.values())))
 
 

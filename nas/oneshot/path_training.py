@@ -152,7 +152,7 @@ def _path_gradients(
         if teacher is None:
             loss = criterion(logits, targets, loop.recipe, loop.task, network=supernet)
         else:
-            loss = loop.task.problem.loss(logits.float(), teacher, 0.0)
+            loss = loop.task.problem.loss(logits.float(), teacher)
         (loss / len(paths)).backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
         if distils and teacher is None:

@@ -144,7 +144,7 @@ class Search:
         x, (y, _) = val
         with precision(x.device, self.loop.recipe.precision):
             logits = self._logits(x, mixture, derive(self.loop.seed, "alpha step", self.loop.step))
-        return self.task.problem.loss(logits.float(), y, 0.0)
+        return self.task.problem.loss(logits.float(), y)
 
     def training_loss(
         self, train: Batch, mixture: Mixtures | None = None, arithmetic: Precision | None = None
@@ -157,7 +157,8 @@ class Search:
         reseed(seed)
         weights = self.supernet.mixture_weights() if mixture is None else mixture
         shares = self.supernet.mixture(weights, full=mixture is not None)
-        self.team.apart(seed)
+        if self.team.size > 1:
+            self.team.apart(seed)
         return self.supernet.mix(x, shares)
 
     def penalty(self) -> Tensor:
@@ -176,13 +177,13 @@ class Search:
         reseed(derive(loop.seed, "perturbation", loop.step))
 
         def loss(weights: Tensor) -> Tensor:
-            return loop.team.average([self.training_loss(train, [weights, *edges])], loop.batch)[0]
+            return loop.average([self.training_loss(train, [weights, *edges])], loop.batch)[0]
 
         def gradient(weights: Tensor) -> Tensor:
             leaf = weights.detach().requires_grad_()
             with torch.enable_grad():
                 found = gradients(self.training_loss(train, [leaf, *edges]), [leaf])
-            return loop.team.average(found, loop.batch)[0]
+            return loop.average(found, loop.batch)[0]
 
         buffers, fixed = supernet.network.buffers(), without_gradients(loop.parameters.values())
         with torch.no_grad(), preserving(buffers), fixed:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from multiprocessing import current_process
@@ -235,27 +235,20 @@ def _search(job: Job, plan: BudgetPlan) -> SearchOutcome:
     """By the method of the job; the default architecture where there is no time for it."""
     if plan.has_no_search and job.has_choice and (default := default_of(job)) is not None:
         return SearchOutcome([default], untaught="there is no time for a search that would be worth it")
-    pace = partial(search_pace, job, typical(job))
-    if job.plan.searcher is not None and not job.config.shares_weights and job.config.workers != 0:
-        if job.config.workers == 1:  # the only process for trials asks for its threads later
-            paced(job, SEARCH, pace)
-        return search_by_trials(job, until_s=plan.until_s(SEARCH))
-    with suited(job, SEARCH, pace) as here:
-        return _search_here(here, until_s=plan.until_s(SEARCH))
+    by_trials = job.plan.searcher is not None and not job.config.shares_weights
+    beside, pace = by_trials and job.config.workers != 0, partial(search_pace, job, typical(job))
+    if beside and job.config.workers == 1:  # the only process for trials asks for its threads later
+        paced(job, SEARCH, pace)
+    until_s = plan.until_s(SEARCH)
+    with nullcontext(job) if beside else suited(job, SEARCH, pace) as here:
+        if by_trials:
+            return search_by_trials(here, until_s=until_s)
+        # Supernets are loaded by those who train one alone.
+        from nas.run.supernet_phase import search_by_gradients, shared_weights
 
-
-def _search_here(job: Job, *, until_s: float | None) -> SearchOutcome:
-    """In this process, which trains one network at a time."""
-    # Supernets are loaded by those who train one alone.
-    if job.plan.searcher is None:
-        from nas.run.supernet_phase import search_by_gradients
-
-        return search_by_gradients(job, until_s=until_s)
-    if not job.config.shares_weights:
-        return search_by_trials(job, until_s=until_s)
-    from nas.run.supernet_phase import shared_weights
-
-    return search_by_trials(job, until_s=until_s, shared=shared_weights)
+        if job.plan.searcher is None:
+            return search_by_gradients(here, until_s=until_s)
+        return search_by_trials(here, until_s=until_s, shared=shared_weights)
 
 
 def compare(job: Job, found: SearchOutcome, plan: BudgetPlan) -> tuple[Baselines, Verdict]:

@@ -159,6 +159,11 @@ def prepare(
     plan, task, varied = augmented(
         config, plan, load_without(named, config.exclude, seed=config.seed).to(device)
     )
+    for name in ("trial", "supernet", "search", "retrain"):
+        if getattr(config, name).get("label_smoothing") and not task.classes:
+            raise ConfigError(
+                f"{name}.label_smoothing is set, but targets of {task.name!r} are no classes; remove it"
+            )
     if own is not None and config.space_settings:
         raise ConfigError(
             "space_settings are given, but the space is made already; make it with these settings"

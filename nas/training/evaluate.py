@@ -46,7 +46,7 @@ def judged(network: nn.Module, task: Task, split: Split, *, batch: int = 512) ->
         raise DataError("evaluate: the split has no images")
     loss, scores = torch.zeros((), device=split.x.device), list[Tensor]()
     for outputs, y in _portions(network, task, split, batch):
-        loss += len(y) * task.problem.loss(outputs, y, 0.0)
+        loss += len(y) * task.problem.loss(outputs, y)
         scores.append(task.problem.score(outputs, y))
     return loss.item() / len(split), torch.cat(scores)
 

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -192,9 +193,13 @@ class Loop:
         found = [p.grad for p in self.parameters.values() if p.grad is not None]
         trained = [name for name, p in self.parameters.items() if p.grad is not None]
         self.team.agree(f"train, step {self.step}", trained)
-        *means, mean = self.team.average([*found, loss], self.batch)
+        *means, mean = self.average([*found, loss], self.batch)
         torch._foreach_copy_(found, means)
         return mean
+
+    def average(self, tensors: list[Tensor], batch: int) -> list[Tensor]:
+        """The means of all ranks, each of its part of a batch of so many images."""
+        return tensors if self.team.size == 1 else self.team.average(tensors, batch)
 
     @property
     def seed_of_step(self) -> int:
@@ -342,11 +347,13 @@ def criterion(output: Output, targets: Targets, recipe: Recipe, task: Task, *, n
 
 
 def _loss(outputs: Tensor, targets: Targets, recipe: Recipe, task: Task) -> Tensor:
-    (y, mixed), loss, smoothing = targets, task.problem.loss, recipe.label_smoothing
+    (y, mixed), loss = targets, task.problem.loss
     if tuple(outputs.shape) != (wanted := (len(y), task.outputs)):
         raise TrialError("build", f"train: the network gave outputs {tuple(outputs.shape)}, wanted {wanted}")
+    if recipe.label_smoothing and task.classes:
+        loss = partial(loss, label_smoothing=recipe.label_smoothing)
     outputs = outputs.float()
     if mixed is None:
-        return loss(outputs, y, smoothing)
+        return loss(outputs, y)
     partners, share = mixed
-    return share * loss(outputs, y, smoothing) + (1 - share) * loss(outputs, partners, smoothing)
+    return share * loss(outputs, y) + (1 - share) * loss(outputs, partners)
