@@ -47,9 +47,8 @@ ENOUGH_EPOCHS = 10
 class Verdict:
     """The outcome of the fresh trainings.
 
-    best: the architecture to train in full; found_by: `search`, or the baseline that did better, of which the
-      default architecture need not: it is taken where nothing is better by more than the standard error. So
-      is random search's where nothing of the search is better significantly.
+    best: the architecture to train in full. found_by: `search`, or the name of the baseline that it is from;
+      the default and random search's choice are taken unless they are beaten, see `_chosen`.
     rivals: what was compared with, by name.
     metrics: mean validation accuracies and, for each baseline, `NAME_delta` with its 95 % interval and `p`.
       That of the best, `rerank_val_acc`, is the highest of all and so partly luck.
@@ -144,12 +143,12 @@ def _chosen(
     trusted: Mapping[str, Genotype],
     compare: Callable[[Genotype, Genotype], Paired | None],
 ) -> tuple[Genotype, str]:
-    """The best that is better than all which is trusted more.
+    """The architecture to deliver; where it is not the best of the fresh trainings, also why, in words.
 
-    Than the default that is by more than the standard error, than random search's choice significantly: the
-    best of several is partly the luckiest one. And in words why that is not the best of all, where it is not.
-    Where accuracy is not what counts first, the best of all is taken; what breaks a constraint need not be
-    beaten.
+    It is the best one that beats the default by more than the standard error of the difference, and random
+    search's choice significantly (p < 0.05), because the best of several candidates is partly the luckiest.
+    Where accuracy is not the first objective, the best of all is taken. What breaks constraints more need not
+    be beaten.
 
     trusted: the architectures that others must beat, by name, the most trusted first.
     """
