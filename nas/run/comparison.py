@@ -185,9 +185,8 @@ def volumes(goals: Goals, searched: Sequence[Trial], drawn: Sequence[Trial]) -> 
 class Verdict:
     """The outcome of the fresh trainings.
 
-    best: the architecture to train in full; found_by: `search`, or the baseline that did better, of which the
-      default architecture need not: it is taken where nothing is better by more than the standard error.
-      So is random search's where nothing of the search is better significantly.
+    best: the architecture to train in full. found_by: `search`, or the name of the baseline that it is from;
+      the default and random search's choice are taken unless they are beaten, see `_chosen`.
     rivals: what was compared with, by name.
     metrics: mean validation metrics and, for each baseline, `NAME_delta` with its 95 % interval and `p`.
       That of the best, e.g. `rerank_val_acc`, is the highest of all and so partly luck.
@@ -284,12 +283,12 @@ def _told(name: str, compared: Paired | None, *, same: bool) -> str:
 
 
 def _chosen(fresh: _Fresh, means: Sequence[Trial], trusted: Mapping[str, Trial]) -> tuple[Genotype, str]:
-    """The best that is better than all which is trusted more.
+    """The architecture to deliver; where it is not the best of the fresh trainings, also why, in words.
 
-    Than the default that is by more than the standard error, than random search's choice significantly: the
-    best of several is partly the luckiest one. And in words why that is not the best of all, where it is not.
-    Where the problem's metric is not what counts first, the best of all is taken; what breaks a constraint
-    need not be beaten.
+    It is the best one that beats the default by more than the standard error of the difference, and random
+    search's choice significantly (p < 0.05), because the best of several candidates is partly the luckiest.
+    Where the problem's metric is not the first objective, the best of all is taken. What breaks constraints
+    more need not be beaten.
 
     trusted: what others must beat, by name, the most trusted first.
     """
