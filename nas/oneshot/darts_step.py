@@ -89,7 +89,8 @@ def alpha_gradient(search: Bilevel, train: Batch, val: Batch) -> list[Tensor]:
     else:
         watched = [] if freezer is None else freezer.weights
         with without_gradients([] if watched else search.loop.parameters.values()):
-            found = gradients(search.validation_loss(val, mixture), [*targets, *watched])
+            loss = search.validation_loss(val, mixture)
+            found = torch.autograd.grad(loss, [*targets, *watched], allow_unused=True, materialize_grads=True)
         found = search.loop.average(found, search.validation.size)
         if freezer is not None:
             freezer.validation = found[len(targets) :]

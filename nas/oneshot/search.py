@@ -265,15 +265,16 @@ class Search:
 
     def begin_epoch(self) -> None:
         """Sets what depends on how far the present stage is."""
+        learns = self.method.learns_alphas and any(len(options) > 1 for options in self.supernet.alive)
         if self.selects:
             self.supernet.drop_skips(0.0)
-            self.moves_alphas = self.method.learns_alphas
+            self.moves_alphas = learns
             return
         stage, guards = self.stages[self.stage], self.method.guards
         at = self.done - (self.ends[self.stage] - stage.epochs)
         warmup = max(self.method.warmup, guards.warmup if guards is not None else 0.0)
         rest = min(stage.epochs - 1, round(warmup * stage.epochs))
-        self.moves_alphas = self.method.learns_alphas and at >= rest
+        self.moves_alphas = learns and at >= rest
         self.supernet.drop_skips(stage.skip_dropout * fading(at, rest, stage.epochs))
 
     # -- stages ----------------------------------------------------------------------------------------
