@@ -55,7 +55,7 @@ def main(out: str = "results/example-images") -> nas.Result:
         "epochs": 1 if TINY else 2,
         "search_images": 200 if TINY else 1500,
         "top_k": 2 if TINY else 3,
-        "seeds": 1,
+        "repeats": 1,
         "baselines": False,
         "retrain": {"epochs": 1 if TINY else 5},
     }

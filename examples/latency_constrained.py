@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import nas
-from nas.latency import measure_table
+from nas.space.latency import measure_table
 
 TINY = "NAS_EXAMPLE_TINY" in os.environ  # as the tests run it
 SIZE = {"width": 4, "cells": 1}
@@ -42,7 +42,7 @@ def main(out: str = "results/example-latency") -> nas.Result:
         "space_settings": SIZE,
         "final_settings": SIZE,
         "top_k": 2 if TINY else 3,
-        "seeds": 1,
+        "repeats": 1,
         "baselines": False,
         "retrain": {"epochs": 1 if TINY else 20},
     }

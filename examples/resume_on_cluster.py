@@ -1,7 +1,7 @@
 """A search by several workers that loses one and is stopped itself, and goes on as if nothing had been.
 
-Everything runs on this machine here. On a cluster the folder is a shared one, `nas worker FOLDER` is started
-by `nas launch --slurm FOLDER` on as many machines as you like, and it is the cluster that kills.
+Everything runs on this machine here. On a cluster the folder is a shared one, `--executor ray://...`,
+`dask://...` or `slurm:...` says where trials are evaluated, and it is the cluster that kills.
 
     python examples/resume_on_cluster.py [FOLDER]
 """
@@ -23,7 +23,7 @@ SETTINGS = [
     *("--trials", "4" if TINY else "20", "--epochs", "2" if TINY else "15"),
     *("--set", f"retrain.epochs={1 if TINY else 30}"),
     *(["--no-export", "--set", "pictures=false"] if TINY else []),
-    *("--set", "lease=5s"),  # a worker that is silent for so long has lost its trial; usually two minutes
+    *("--workers", "2"),
 ]
 
 
@@ -47,19 +47,22 @@ def ended(folder: Path) -> int:
     return sum(trial.state != "running" for trial in trials)
 
 
+def workers_of(pid: int) -> list[int]:
+    """The processes that evaluate the trials of a coordinator."""
+    children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return [child for child in children if "loky.backend.popen" in Path(f"/proc/{child}/cmdline").read_text()]
+
+
 def main(out: str = "results/example-cluster") -> nas.Result:
     folder = Path(out)
     job = ["search", *SETTINGS, "--out", out]
 
     coordinator = start(*job)
     wait(lambda: ended(folder) >= 1 or coordinator.poll() is not None, "no trial ended")
-    print("the coordinator has done a trial; a worker joins")
-    worker, before = start("worker", out), ended(folder)
-    wait(lambda: ended(folder) > before or coordinator.poll() is not None, "no further trial ended")
-
-    worker.send_signal(signal.SIGKILL)
-    worker.wait()
-    print("the worker was killed, as by a machine that fails; what it did not tell is done by others")
+    print("the workers have done a trial")
+    if workers := workers_of(coordinator.pid):
+        os.kill(workers[0], signal.SIGKILL)
+        print("a worker was killed, as by a machine that fails; its trial is begun again in another process")
     coordinator.send_signal(signal.SIGTERM)
     coordinator.wait()
     print(f"the coordinator was told to stop, as by a batch system; {ended(folder)} trials are done")

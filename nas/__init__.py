@@ -11,122 +11,108 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nas.audit import Audit, audit_task
-    from nas.benchmarks import Tabular, load_benchmark
-    from nas.cell import Cell, VertexCell
-    from nas.choosers import Chooser
     from nas.classifier import ImageClassifier
-    from nas.data.suspects import without
-    from nas.errors import ConfigError, DataError, NasError, NoModelError, SpaceError, TrialError
-    from nas.evaluation.calibration import Calibration
-    from nas.evaluation.evaluators import Inherited, Trained
-    from nas.evaluation.fidelity import Fidelity, Ladder
-    from nas.evaluation.laddered import Laddered
-    from nas.evaluation.measured import Measured
-    from nas.goals import Goals, parse_goals
-    from nas.job.calibrate_run import calibrate
-    from nas.job.config import Config, make_config
-    from nas.job.retrain_run import retrain
-    from nas.job.search_run import run, search
-    from nas.latency import LatencyTable
-    from nas.oneshot.method import Method
+    from nas.data.exclusions import without
+    from nas.data.loading import load_task, task_from_arrays, task_from_datasets
+    from nas.data.problem import CLASSIFICATION, Problem
+    from nas.data.task import Task
+    from nas.errors import ConfigError, DataError, NasError, NoModelError, SpaceError, Stopped, TrialError
+    from nas.evaluate.benchmarks import Tabular, load_benchmark
+    from nas.evaluate.calibration import Calibration
+    from nas.evaluate.cost_metrics import Costs
+    from nas.evaluate.inherited import Inherited
+    from nas.evaluate.multi_fidelity import Laddered
+    from nas.evaluate.trained import Trained
+    from nas.oneshot.methods import Method
     from nas.oneshot.supernet import Supernet
-    from nas.ops import Candidate, candidates
-    from nas.progress import Progress
-    from nas.registry import load
     from nas.results.result import Result, load_result
-    from nas.schedulers.halving import Hyperband, SuccessiveHalving
-    from nas.schedulers.scheduler import Fixed
-    from nas.searchers import Guided, LocalSearch, Nsga2, RandomSearch, RegularizedEvolution
-    from nas.searchers.named import make_searcher
+    from nas.run.calibrate import calibrate
+    from nas.run.config import Config, make_config
+    from nas.run.pipeline import retrain, run_job, search
+    from nas.searchers.evolution import Nsga2, RegularizedEvolution
+    from nas.searchers.factory import make_searcher
+    from nas.searchers.fidelity import Fidelity, Ladder
+    from nas.searchers.goals import Goals, parse_goals
     from nas.searchers.optuna_search import OptunaSearch
-    from nas.space import Notation, Space
-    from nas.study import Study
-    from nas.task import Task, load_task, task_from_arrays, task_from_datasets
+    from nas.searchers.predictor_guided import Guided
+    from nas.searchers.scheduler import Fixed, Hyperband, SuccessiveHalving
+    from nas.searchers.searcher import LocalSearch, RandomSearch
+    from nas.show.progress import Progress
+    from nas.show.tracking.tracker import Tracker
+    from nas.space.cell import Cell, VertexCell
+    from nas.space.choosers import Candidate, Chooser
+    from nas.space.latency import LatencyTable
+    from nas.space.loading import load
+    from nas.space.ops import candidates
+    from nas.space.space import Notation, Space
+    from nas.study.study import Study
+    from nas.study.workers import Measure
     from nas.testing import check_searcher, check_space
-    from nas.tracking.tracker import Tracker
     from nas.training.recipe import Recipe
-    from nas.training.resumable import Stopped
     from nas.types import Constraint, Decision, Genotype, Objective, Trial
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
-_HOME = {
-    "Audit": "nas.audit",
-    "Calibration": "nas.evaluation.calibration",
-    "Candidate": "nas.ops",
-    "Cell": "nas.cell",
-    "Chooser": "nas.choosers",
-    "Config": "nas.job.config",
-    "ConfigError": "nas.errors",
-    "Constraint": "nas.types",
-    "DataError": "nas.errors",
-    "Decision": "nas.types",
-    "Fidelity": "nas.evaluation.fidelity",
-    "Fixed": "nas.schedulers.scheduler",
-    "Genotype": "nas.types",
-    "Goals": "nas.goals",
-    "Guided": "nas.searchers",
-    "Hyperband": "nas.schedulers.halving",
-    "ImageClassifier": "nas.classifier",
-    "Inherited": "nas.evaluation.evaluators",
-    "Ladder": "nas.evaluation.fidelity",
-    "Laddered": "nas.evaluation.laddered",
-    "LatencyTable": "nas.latency",
-    "LocalSearch": "nas.searchers",
-    "Measured": "nas.evaluation.measured",
-    "Method": "nas.oneshot.method",
-    "NasError": "nas.errors",
-    "NoModelError": "nas.errors",
-    "Notation": "nas.space",
-    "Nsga2": "nas.searchers",
-    "Objective": "nas.types",
-    "OptunaSearch": "nas.searchers.optuna_search",
-    "Progress": "nas.progress",
-    "RandomSearch": "nas.searchers",
-    "Recipe": "nas.training.recipe",
-    "RegularizedEvolution": "nas.searchers",
-    "Result": "nas.results.result",
-    "Space": "nas.space",
-    "SpaceError": "nas.errors",
-    "Stopped": "nas.training.resumable",
-    "Study": "nas.study",
-    "SuccessiveHalving": "nas.schedulers.halving",
-    "Supernet": "nas.oneshot.supernet",
-    "Tabular": "nas.benchmarks",
-    "Task": "nas.task",
-    "Tracker": "nas.tracking.tracker",
-    "Trained": "nas.evaluation.evaluators",
-    "Trial": "nas.types",
-    "TrialError": "nas.errors",
-    "VertexCell": "nas.cell",
-    "audit_task": "nas.audit",
-    "calibrate": "nas.job.calibrate_run",
-    "candidates": "nas.ops",
-    "check_searcher": "nas.testing",
-    "check_space": "nas.testing",
-    "load": "nas.registry",
-    "load_benchmark": "nas.benchmarks",
-    "load_result": "nas.results.result",
-    "load_task": "nas.task",
-    "make_config": "nas.job.config",
-    "make_searcher": "nas.searchers.named",
-    "parse_goals": "nas.goals",
-    "retrain": "nas.job.retrain_run",
-    "run": "nas.job.search_run",
-    "search": "nas.job.search_run",
-    "task_from_arrays": "nas.task",
-    "task_from_datasets": "nas.task",
-    "without": "nas.data.suspects",
+_NAMES = {
+    "audit": "Audit audit_task",
+    "classifier": "ImageClassifier",
+    "data.exclusions": "without",
+    "data.loading": "load_task task_from_arrays task_from_datasets",
+    "data.problem": "CLASSIFICATION Problem",
+    "data.task": "Task",
+    "errors": "ConfigError DataError NasError NoModelError SpaceError Stopped TrialError",
+    "evaluate.benchmarks": "Tabular load_benchmark",
+    "evaluate.calibration": "Calibration",
+    "evaluate.cost_metrics": "Costs",
+    "evaluate.inherited": "Inherited",
+    "evaluate.multi_fidelity": "Laddered",
+    "evaluate.trained": "Trained",
+    "oneshot.methods": "Method",
+    "oneshot.supernet": "Supernet",
+    "results.result": "Result load_result",
+    "run.calibrate": "calibrate",
+    "run.config": "Config make_config",
+    "run.pipeline": "retrain run_job search",
+    "searchers.evolution": "Nsga2 RegularizedEvolution",
+    "searchers.factory": "make_searcher",
+    "searchers.fidelity": "Fidelity Ladder",
+    "searchers.goals": "Goals parse_goals",
+    "searchers.optuna_search": "OptunaSearch",
+    "searchers.predictor_guided": "Guided",
+    "searchers.scheduler": "Fixed Hyperband SuccessiveHalving",
+    "searchers.searcher": "LocalSearch RandomSearch",
+    "show.progress": "Progress",
+    "show.tracking.tracker": "Tracker",
+    "space.cell": "Cell VertexCell",
+    "space.choosers": "Candidate Chooser",
+    "space.latency": "LatencyTable",
+    "space.loading": "load",
+    "space.ops": "candidates",
+    "space.space": "Notation Space",
+    "study.study": "Study",
+    "study.workers": "Measure",
+    "testing": "check_searcher check_space",
+    "training.recipe": "Recipe",
+    "types": "Constraint Decision Genotype Objective Trial",
 }
+"""The public names of each module."""
+_HOME = {name: f"nas.{module}" for module, names in _NAMES.items() for name in names.split()}
 __all__ = list(_HOME)
 
 
-_MODULES = ("audit", "benchmarks", "draw", "oneshot", "proxies", "testing")
+_MODULES = {
+    "audit": "nas.audit",
+    "benchmarks": "nas.evaluate.benchmarks",
+    "draw": "nas.show.draw",
+    "oneshot": "nas.oneshot",
+    "proxies": "nas.evaluate.proxies",
+    "testing": "nas.testing",
+}
 
 
 def __getattr__(name: str) -> object:
     if name in _MODULES:
-        return importlib.import_module(f"nas.{name}")
+        return importlib.import_module(_MODULES[name])
     if name not in _HOME:
         raise AttributeError(f"module 'nas' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)

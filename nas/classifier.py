@@ -17,31 +17,29 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import assert_all_finite, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from nas.audit import AUDIT_FILES
-from nas.budget.allocation import allows_audit
-from nas.budget.clock import Clock
-from nas.bundle.bundle import bundle
-from nas.console import reporter
-from nas.data.images import Images, layout, rows_of
-from nas.errors import ConfigError, DataError
-from nas.files.atomic import read_json
-from nas.files.folder_lock import LOCK
-from nas.files.temporary import temporary_folder
-from nas.job.arguments import with_names
-from nas.job.config import Config, make_config
-from nas.job.method_names import BLACK_BOX, OPTUNA
-from nas.job.plan import UNBOUNDED
-from nas.job.search_run import run
-from nas.job.spellings import seconds
-from nas.registry import is_plugin
+from nas.data.loading import task_from_arrays
+from nas.data.preprocessing import Images, layout, rows_of
+from nas.data.task import Split, Task
+from nas.errors import ConfigError, DataError, counted
+from nas.export.bundle import bundle
+from nas.files.atomic import read_json, temporary_folder
+from nas.files.folder import LOCK
 from nas.results.result import Result, load_result
-from nas.space import Space
-from nas.task import Split, Task, task_from_arrays
-from nas.text import counted
+from nas.run.budget import allows_audit
+from nas.run.config import Config, make_config, seconds
+from nas.run.job import Clock
+from nas.run.pipeline import run_job
+from nas.run.preparation import with_names
+from nas.run.resolved_config import UNBOUNDED
+from nas.searchers.method_names import BLACK_BOX, OPTUNA
+from nas.show.progress import reporter
+from nas.space.loading import is_plugin
+from nas.space.space import Space
 
 GRACE_S = 5.0
 """For the last training, after Ctrl-C."""
@@ -57,7 +55,6 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     random_state: an integer, a `RandomState` or None; equal ones draw alike, but time decides how much.
     test_fraction: of the images, held out; `result_.metrics["test_acc"]` is measured on them, once.
     augment: how images are varied in training: `none`, or parts of `crop+flip+cutout`; `crop` unless given.
-    device: `auto`, `cpu`, `cuda`, ...
     out: folder of the run; a temporary one, without pictures and gone with the estimator, by default. One
       that holds a run of the same images and parameters is gone on with.
     settings: further ones of `nas.Config` but the budget, which come before what is chosen here.
@@ -81,7 +78,6 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         random_state: int | np.random.RandomState | None = 0,
         test_fraction: float = 0.1,
         augment: str | None = None,
-        device: str = "auto",
         out: str | Path | None = None,
         settings: Mapping[str, object] | None = None,
         verbose: bool = False,
@@ -92,7 +88,6 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
         self.test_fraction = test_fraction
         self.augment = augment
-        self.device = device
         self.out = out
         self.settings = settings
         self.verbose = verbose
@@ -107,17 +102,24 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         clock = Clock(_seconds(self.time_budget))
         images, labels = self._checked(X, y)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        task = self._task(images, labels, seed)
-        folder = self._folder()
+        fraction = self.test_fraction
+        try:
+            task = task_from_arrays(images, labels, seed=seed, val_fraction=0.3, test_fraction=fraction)
+        except DataError as error:
+            raise ValueError(str(error)) from error
+        folder = Path(self.out) if self.out is not None else _temporary(self) / "run"
         clock.recall(folder)
         with reporter(plain=True) if self.verbose else nullcontext() as progress, _interruptible(clock):
             config = self._config(task, clock, seed)
-            self.result_: Result = run(
-                config, out=folder, space=_made(self.space), task=task, progress=progress, clock=clock
+            made = self.space if isinstance(self.space, Space) else None
+            self.result_: Result = run_job(
+                config, out=folder, space=made, task=task, progress=progress, clock=clock
             )
-        path = folder / AUDIT_FILES[0]
-        self.audit_ = read_json(path) if path.is_file() else None
-        self.task_ = _tested(task)
+        audit = folder / AUDIT_FILES[0]
+        self.audit_ = read_json(audit) if audit.is_file() else None
+        # The test images alone, which is what an export needs; views would hold the others.
+        few = Split(task.train.x[:0].clone(), task.train.y[:0].clone())
+        self.task_ = replace(task, train=few, val=few)
         return self
 
     def predict(self, X: object) -> NDArray[Any]:
@@ -151,15 +153,11 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     # -- what fit is made of ------------------------------------------------------------------------------
 
     def _checked(self, X: object, y: object) -> tuple[Images, NDArray[np.int64]]:
-        """The images, and the number of each one's class."""
-        if y is None:
-            raise ValueError("ImageClassifier requires y to be passed, but the target y is None")
-        images = self._images(X, new=True)
-        if np.asarray(y).dtype.kind == "f":
-            assert_all_finite(y, input_name="y")
-        labels = column_or_1d(y, warn=True)
+        """The images of `fit`, and the number of each one's class."""
+        rows, shape = rows_of(X)
+        flat, labels = validate_data(self, rows, y, dtype="numeric")
         check_classification_targets(labels)
-        check_consistent_length(images, labels)
+        self.layout_, self.bytes_ = layout(shape, flat.shape[1]), flat.dtype == np.uint8
         self.classes_, numbers = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
@@ -171,21 +169,20 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"class {str(self.classes_[counts.argmin()])!r} has {counted(int(counts.min()), 'image')}, "
                 f"wanted at least {LEAST}: one each to learn from, to select by and to test with"
             )
-        return images, numbers.astype(np.int64)
+        return self._shaped(flat), numbers.astype(np.int64)
 
-    def _images(self, X: object, *, new: bool = False) -> Images:
-        """Images `[n, H, W, C]`, uint8 or float32 as those of `fit`, checked by scikit-learn's rules.
-
-        new: those of `fit`, which the others have to be like.
-        """
+    def _images(self, X: object) -> Images:
+        """Images to be classified, which have to be like those of `fit`."""
         rows, shape = rows_of(X)
-        flat: Images = validate_data(self, rows, reset=new, dtype="numeric")
-        if new:
-            self.layout_, self.bytes_ = layout(shape, flat.shape[1]), flat.dtype == np.uint8
-        elif shape is not None and shape != self.layout_.shape:
+        flat: Images = validate_data(self, rows, reset=False, dtype="numeric")
+        if shape is not None and shape != self.layout_.shape:
             raise ValueError(
                 f"X has images {shape} (H, W, C), but ImageClassifier is expecting {self.layout_.shape}"
             )
+        return self._shaped(flat)
+
+    def _shaped(self, flat: Images) -> Images:
+        """Rows of pixels as images `[n, H, W, C]`, uint8 or float32 as those of `fit`."""
         if self.bytes_ and (flat.min() < 0 or flat.max() > 255):
             raise ValueError(
                 f"X has pixels from {flat.min():g} to {flat.max():g}, but ImageClassifier is expecting "
@@ -195,23 +192,11 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             flat = flat.astype(np.float32) / (255 if self.bytes_ else 1)
         return self.layout_.shaped(flat)
 
-    def _task(self, images: Images, labels: NDArray[np.int64], seed: int) -> Task:
-        try:
-            return task_from_arrays(
-                images,
-                labels,
-                seed=seed,
-                val_fraction=0.3,
-                test_fraction=self.test_fraction,
-            )
-        except DataError as error:
-            raise ValueError(str(error)) from error
-
     def _config(self, task: Task, clock: Clock, seed: int) -> Config:
         """What is chosen for these images and this time, the user's settings on top."""
         names = {"space": self.space if isinstance(self.space, str) else self.space.name, "task": task.name}
         chosen: dict[str, object] = {
-            **{"seed": seed, "device": self.device, "augment": self.augment, "budget": clock.budget_s},
+            **{"seed": seed, "augment": self.augment, "budget": clock.budget_s},
             **{"baselines": False, "pictures": self.out is not None},
         }
         chosen["audit"] = clock.decide("audit", lambda: allows_audit(task, clock.budget_s or 0.0))
@@ -222,17 +207,14 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             chosen["trials"] = UNBOUNDED
         return make_config(with_names({**chosen, **given}, names | {"method": self.method}))
 
-    def _folder(self) -> Path:
-        """The user's folder, or a temporary one that goes with the estimator."""
-        return Path(self.out) if self.out is not None else _temporary(self) / "run"
-
     # -- keeping ------------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         """The run as the files of its folder: its space is code, and is looked up again."""
         state = dict(super().__getstate__())
         if "result_" in state:
-            state["result_"] = {path.name: path.read_bytes() for path in _files(state["result_"].folder)}
+            files = (path for path in sorted(self.result_.folder.iterdir()) if path.is_file())
+            state["result_"] = {path.name: path.read_bytes() for path in files if path.name != LOCK}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -246,26 +228,12 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self.result_ = load_result(folder, space=_code(self.space))
 
 
-def _tested(task: Task) -> Task:
-    """The task with its test images alone, which is what an export needs; views would hold the others."""
-    few = Split(task.train.x[:0].clone(), task.train.y[:0].clone())
-    return replace(task, train=few, val=few)
-
-
 def _temporary(owner: object) -> Path:
     """A folder that is removed when `owner` is."""
     until_removed = ExitStack()
     folder = until_removed.enter_context(temporary_folder())
     weakref.finalize(owner, until_removed.close)
     return folder
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != LOCK]
-
-
-def _made(space: str | Space) -> Space | None:
-    return space if isinstance(space, Space) else None
 
 
 def _code(space: str | Space) -> str | Space | None:
@@ -276,11 +244,11 @@ def _code(space: str | Space) -> str | Space | None:
 def _seconds(budget: float | str) -> float:
     try:
         found = seconds(budget)
+        if isinstance(found, int | float) and 0 < found < float("inf"):
+            return float(found)
+        raise ValueError('wanted seconds above 0, or a time such as "10m"')
     except ValueError as error:
         raise ConfigError(f"time_budget is {budget!r}: {error}") from error
-    if not isinstance(found, int | float) or not 0 < found < float("inf"):
-        raise ConfigError(f'time_budget is {budget!r}, wanted seconds above 0, or a time such as "10m"')
-    return float(found)
 
 
 @contextmanager

@@ -1,19 +1,18 @@
-"""Where tensors live: from `auto`, `cpu`, `cuda`, `cuda:1` or `mps` to a device that exists."""
+"""Where and how networks run: from `auto`, `cpu`, `cuda`, `cuda:1` or `mps` to a device that exists."""
 
 from __future__ import annotations
 
 import gc
 import os
 import platform
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
-from nas.errors import ConfigError
-from nas.text import counted
+from nas.errors import ConfigError, counted
 
 
 def resolve(name: str, *, local: int | None = None) -> torch.device:
@@ -27,31 +26,20 @@ def resolve(name: str, *, local: int | None = None) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if local is not None and name.startswith("cuda") and torch.cuda.is_available():
-        return _own(name, local)
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"no device {name!r}; this machine has {', '.join(available())}") from error
-    counts = Counter(torch.device(known).type for known in available())
-    if (device.index or 0) >= counts[device.type]:
+    if local is not None and name.startswith("cuda") and (gpus := torch.cuda.device_count()):
+        if name != "cuda" or local >= gpus:
+            raise ConfigError(
+                f"device is {name!r} on local rank {local} of a machine with {gpus} GPUs, but every "
+                f"rank needs one of its own; start torchrun with --nproc-per-node {gpus} and --device cuda"
+            )
+        return torch.device("cuda", local)
+    # "cuda" is the current one of the GPUs.
+    known = [*available(), *(["cuda"] if torch.cuda.is_available() else [])]
+    if name not in known:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         hint = f" (CUDA_VISIBLE_DEVICES is {visible!r})" if visible is not None else ""
         raise ConfigError(f"no device {name!r}; this machine has {', '.join(available())}{hint}")
-    return device
-
-
-def _own(name: str, local: int) -> torch.device:
-    """The GPU of one of several processes on this machine."""
-    if name != "cuda":
-        raise ConfigError(f"device is {name!r}, but every rank needs a GPU of its own; use cuda or auto")
-    gpus = torch.cuda.device_count()
-    if local >= gpus:
-        raise ConfigError(
-            f"local rank {local} needs a GPU of its own, but this machine has {gpus}; start torchrun with "
-            f"--nproc-per-node {gpus}, or use --device cpu"
-        )
-    return torch.device("cuda", local)
+    return torch.device(name)
 
 
 def available() -> list[str]:
@@ -88,11 +76,6 @@ def synchronise(device: torch.device) -> None:
 def release() -> None:
     """Gives back what nothing refers to any more, after memory ran out."""
     gc.collect()  # networks refer to themselves in circles
-    give_back()
-
-
-def give_back() -> None:
-    """Gives back what the allocator keeps; takes little time, where `release` may take half a second."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
@@ -128,3 +111,16 @@ def exact() -> Iterator[None]:
     finally:
         for place, value in zip(places, before, strict=True):
             place.fp32_precision = value
+
+
+@contextmanager
+def evaluating(*networks: nn.Module) -> Iterator[None]:
+    """Runs a block with networks in evaluation mode, then gives every module its own mode back."""
+    modes = {module: module.training for network in networks for module in network.modules()}
+    for network in networks:
+        network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

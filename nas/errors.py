@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import difflib
 import os
+import reprlib
 import sysconfig
 import threading
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from nas.text import shown
-
+SCREEN = 4000
+"""Characters of one message at most."""
 _LISTED = 60
 """Known names that an error lists."""
 _ALIKE = 0.65
@@ -79,21 +80,10 @@ class DeviceError(NoModelError):
     exit_code = 6
 
 
-class WorkersError(NasError):
-    """The workers of a search cannot do their work.
-
-    exit_code: that of a worker which ended with a user's error.
-    """
-
-    def __init__(self, message: str, *, exit_code: int = 1) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
 class TrialError(NasError):
     """One trial failed; the search goes on.
 
-    reason: a short code for counting, one of `nas.evaluation.failures.ADVICE`, e.g. `"nan"` or `"oom"`.
+    reason: a short code for counting, one of `nas.evaluate.failure_summary.ADVICE`, e.g. `"nan"` or `"oom"`.
     metrics: what was measured all the same.
     """
 
@@ -121,19 +111,19 @@ class StorageError(NasError, OSError):
         return str(self.strerror)
 
 
+class Stopped(Exception):
+    """The caller's `stop` ended a computation; its checkpoint, if any was asked for, has been written."""
+
+
 def unknown(what: str, got: str, known: Iterable[str]) -> str:
     """Says that `got` is no `what`, with the nearest known names where any is near, else all of them."""
     names = sorted(known)
     start = got[:100].lower()  # a comparison takes time and memory by length
     near = {name: likeness for name in names if (likeness := _likeness(start, name.lower()))}
     nearest = " or ".join(repr(name) for name in near if near[name] == max(near.values()))
-    hint = f"did you mean {nearest}?" if near else f"known: {_listed(names)}"
-    return f"no {what} {shown(got)}; {hint}"
-
-
-def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return (", ".join(names[:_LISTED]) or "none") + more
+    hint = f"did you mean {nearest}?" if near else f"known: {', '.join(names[:_LISTED]) or 'none'}{more}"
+    return f"no {what} {shown(got)}; {hint}"
 
 
 def _likeness(got: str, name: str) -> tuple[int, float] | None:
@@ -185,12 +175,25 @@ def staying() -> Iterator[None]:
         os._exit = end
 
 
+@contextmanager
+def foreign_code(who: str, kind: type[NasError] = SpaceError) -> Iterator[None]:
+    """Runs a user's code; what it raises, but for errors of the engine, becomes one that says who and where.
+
+    who: begins the message. kind: of the error.
+    """
+    try:
+        with staying():
+            yield
+    except NasError:
+        raise
+    except FAULTS as error:
+        raise kind(f"{who}: {describe(error)}") from error
+
+
 def user_line(error: BaseException) -> str:
     """The innermost line of the user's own code that led to `error`, or nothing."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users(frame.filename)]
-    if not frames:
-        return ""
-    return f" (at {frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line})"
+    return "".join(f" (at {frame.filename}, line {frame.lineno}: {frame.line})" for frame in frames[-1:])
 
 
 def is_users(file: str) -> bool:
@@ -198,3 +201,45 @@ def is_users(file: str) -> bool:
     foreign = {Path(__file__).parent, Path(sysconfig.get_path("stdlib"))}
     installed = file.startswith("<") or "site-packages" in file
     return not installed and foreign.isdisjoint(Path(file).parents)
+
+
+# -- words ---------------------------------------------------------------------------------------------
+
+
+def printable(text: str, *, limit: int | None = None) -> str:
+    r"""`text` with every character that is not printable as its escape, e.g. `\x1b`; line breaks stay.
+
+    That covers control characters, marks that turn the direction of writing, and bytes of a path that are no
+    UTF-8, which no stream could write.
+
+    limit: characters kept of a longer text.
+    """
+    if limit is not None and len(text) > limit:
+        text = f"{text[:limit]}... ({len(text) - limit:,} more characters)"
+    if text.isprintable():
+        return text
+    plain = (c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(plain)
+
+
+def counted(number: float, noun: str) -> str:
+    """A number of things in words: `1 epoch`, `1,438 images`, `2 classes`."""
+    several = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,.0f} {noun}{several}"
+
+
+class _Short(reprlib.Repr):
+    """Representations of at most a few words, also of integers too long to be written out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 120
+
+    def repr_int(self, x: int, level: int) -> str:
+        """An integer, or how long it is: Python refuses to write out thousands of digits."""
+        bits = x.bit_length()
+        return super().repr_int(x, level) if bits < 1000 else f"<an integer of {bits} bits>"
+
+
+shown = _Short().repr
+"""`repr` of a value from outside, with the middle of whatever is long left out."""

@@ -34,6 +34,25 @@ def seed_global(seed: int) -> None:
         torch.default_generator.manual_seed(seed)
 
 
+def reseed(seed: int) -> None:
+    """Seeds torch's global streams in the middle of a step; not where they are `unseeded`."""
+    if not _going_on:
+        seed_global(seed)
+
+
+@contextmanager
+def unseeded() -> Iterator[None]:
+    """Runs a block in which `reseed` lets the streams go on: a CUDA graph cannot hold a seed."""
+    _going_on.append(True)
+    try:
+        yield
+    finally:
+        _going_on.pop()
+
+
+_going_on: list[bool] = []
+
+
 @contextmanager
 def isolated(seed: int, *path: int | str) -> Iterator[None]:
     """Runs a block on torch's global streams seeded from `path`, then puts them back as they were.

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nas.architectures.listing import blaming, check_listing
-from nas.architectures.probing import Probing, shapes, variants
-from nas.choosers import Chooser
-from nas.errors import FAULTS, ConfigError, ExhaustedError, NasError, SpaceError, describe
+from nas.errors import ConfigError, ExhaustedError, NasError, SpaceError, foreign_code
 from nas.oneshot.supernet import Supernet
-from nas.ops import candidates
-from nas.searchers import Searcher
+from nas.searchers.searcher import Searcher
 from nas.seeding import isolated, rng
-from nas.space import Space
+from nas.space.choosers import Candidates, Chooser, FixedChooser, built
+from nas.space.ops import candidates
+from nas.space.space import Space
 from nas.types import Genotype, Trial
 
-MIXTURES = 5
+TRACES, MIXTURES = 3, 5
 _STATES: tuple[Literal["failed", "running", "done"], ...] = ("failed", "done", "running", "done", "done")
 
 
@@ -30,6 +30,9 @@ class SearcherError(NasError):
     """A searcher breaks one of the engine's promises."""
 
     exit_code = 3
+
+
+# -- spaces -------------------------------------------------------------------------------------------
 
 
 def check_space(
@@ -60,21 +63,146 @@ def check_space(
             _check_supernet(space, genotypes[:MIXTURES], x)
 
 
-def check_searcher(searcher: Searcher, space: Space, *, trials: int = 30, seed: int = 0) -> None:
-    """Asks `searcher` for `trials` architectures of `space`, and returns silently if it keeps every promise.
-
-    The history that it sees begins empty and holds failed, running and finished trials; a second, tiny
-    space is searched until nothing is left.
+def check_listing(space: Space) -> None:
+    """Checks the decisions and the projection; builds no network and allocates nothing.
 
     Raises:
-        SearcherError: naming the broken promise.
+        SpaceError: when there is nothing to choose, or listings and projections fail.
     """
-    _search(searcher, space, trials=trials, seed=seed)
-    tiny = Space("tiny", _build_tiny)
-    _search(searcher, tiny, trials=tiny.size.count + 1, seed=seed)
+    with blaming(space):
+        if not space.decisions:
+            raise SpaceError("build asked the chooser nothing, so there is nothing to search; call choose.op")
+        for decision in space.decisions:
+            if len(decision.options) < 2:
+                raise SpaceError(
+                    f"decision {decision.name!r} has the single option {decision.options[0]!r}; "
+                    "give it another one, or build the module without asking"
+                )
+        for _ in range(TRACES):
+            again = replace(space).decisions
+            if differing := sorted({d.name for d in set(again) ^ set(space.decisions)}):
+                raise SpaceError(
+                    f"listed twice, build asked different decisions: {differing[:3]} came up once only; "
+                    "build must depend on nothing but the chooser's answers"
+                )
+            if again != space.decisions:
+                raise SpaceError(
+                    "listed twice, build asked its decisions in another order; iterate over no set"
+                )
+        reached = set()
+        for i, decision in enumerate(space.decisions):
+            for option in range(len(decision.options)):
+                scores = [np.zeros(len(d.options)) for d in space.decisions]
+                scores[i][option] = 1.0
+                reached.add(space.nearest(scores))
+        if len(reached) == 1 and space.count != 1:
+            raise SpaceError(
+                f"project ignores its scores: whatever is preferred, it gave {space.choices(*reached)}; "
+                "return the valid genotype whose options score highest"
+            )
 
 
-# -- spaces -------------------------------------------------------------------------------------------
+@contextmanager
+def blaming(space: Space, where: str = "") -> Iterator[None]:
+    """Turns whatever a block raises into a SpaceError that says which space, and where in it."""
+    who = f"space {space.name!r}"
+    try:
+        with foreign_code(f"{who}{where}"):
+            yield
+    except NasError as error:
+        text = str(error)
+        own = text if text.startswith(who) else f"{who}{where}: {text}"
+        for words, name in (("channels", "in_channels"), ("gave outputs", "classes")):
+            if space.origin and name not in space.settings and words in text:
+                own += f"; let {space.origin} take an argument {name!r}, which the task gives"
+        raise SpaceError(own) from error
+
+
+def variants(space: Space) -> list[Genotype]:
+    """Architectures that between them take every option of every value decision; else a single one.
+
+    The first has the last option of everything, which is what listing the decisions sees first.
+    """
+    base = space.canonical(space.nearest([np.eye(len(d.options))[-1] for d in space.decisions]))
+    found = {base: None}
+    for i, decision in enumerate(space.decisions):
+        for option in () if decision.mixable else range(len(decision.options)):
+            scores = space.one_hot(base)
+            scores[i] = 2.0 * np.eye(len(decision.options))[option]
+            found[space.canonical(space.nearest(scores))] = None
+    return list(found)
+
+
+class Probing(FixedChooser):
+    """The chooser that answers every decision with all its candidates at once, to be compared.
+
+    choices: answers the decisions that are plain values.
+    made: which decision and option gave a module, over all the builds to be compared.
+    """
+
+    def __init__(self, choices: Mapping[str, str], made: dict[nn.Module, str]) -> None:
+        super().__init__(choices)
+        self.made = made
+
+    def op(self, name: str, candidates: Candidates) -> nn.Module:
+        """A `Probe` of newly built candidates."""
+        self._choice(name, candidates)
+        ops = {str(option): built(name, option, make) for option, make in candidates.items()}
+        for option, module in ops.items():
+            who = f"decision {name!r}, option {option!r}"
+            if module in self.made:
+                raise SpaceError(
+                    f"{who} gave the same module object as {self.made[module]} before; every call must build "
+                    "a new one, or networks share weights"
+                )
+            self.made[module] = who
+        return Probe(name, ops)
+
+
+class Probe(nn.Module):
+    """Runs every candidate of one decision on the same input; gives the mean of their outputs.
+
+    decision: its name.
+    ops: the built candidates by option name.
+    """
+
+    def __init__(self, decision: str, ops: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.decision, self.options = decision, tuple(ops)
+        self.ops = nn.ModuleList(ops.values())
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Feature maps to one of the shape that all candidates must agree on."""
+        outputs = [self._run(option, op, inputs) for option, op in zip(self.options, self.ops, strict=True)]
+        found = [tuple(y.shape) for y in outputs]
+        usual, _ = Counter(found).most_common(1)[0]
+        for option, shape in zip(self.options, found, strict=True):
+            if shape != usual:
+                raise SpaceError(
+                    f"decision {self.decision!r}, option {option!r}: input {shapes(*inputs)} gave {shape}, "
+                    f"but option {self.options[found.index(usual)]!r} gave {usual}; "
+                    "all options of a decision must agree"
+                )
+        return torch.stack(outputs).mean(0)
+
+    def _run(self, option: str, op: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
+        who = f"decision {self.decision!r}, option {option!r}"
+        versions = [x._version for x in inputs]
+        with foreign_code(f"{who}: input {shapes(*inputs)} failed"):
+            y: object = op(*inputs)
+        if not isinstance(y, Tensor):
+            raise SpaceError(f"{who}: input {shapes(*inputs)} gave {type(y).__name__}, wanted a tensor")
+        if [x._version for x in inputs] != versions:
+            raise SpaceError(
+                f"{who} changes its input in place, but other operations read the same feature map; "
+                "begin with nn.ReLU(), not nn.ReLU(inplace=True)"
+            )
+        return y
+
+
+def shapes(*tensors: Tensor) -> str:
+    """The shapes of tensors in words: `(4, 16, 8, 8), (4, 16)`."""
+    return ", ".join(str(tuple(x.shape)) for x in tensors)
 
 
 def _check_genotype(space: Space, genotype: Genotype, draw: np.random.Generator) -> None:
@@ -125,7 +253,8 @@ def _check_network(space: Space, genotype: Genotype, x: Tensor) -> int:
     """Builds one architecture twice and trains it for a moment; returns its number of classes."""
     with blaming(space, f", architecture {space.choices(genotype)}"):
         network, again = space.network(genotype), space.network(genotype, meta=True)
-        if differing := sorted(_layout(network) ^ _layout(again)):
+        layouts = ({(n, t.shape) for n, t in built.state_dict().items()} for built in (network, again))
+        if differing := sorted(set.symmetric_difference(*layouts)):
             raise SpaceError(f"built twice, it differs in {differing[:3]}; build must be a pure function")
         others = {id(p) for p in again.parameters()}
         if shared := [name for name, p in network.named_parameters() if id(p) in others]:
@@ -135,10 +264,6 @@ def _check_network(space: Space, genotype: Genotype, x: Tensor) -> int:
             raise SpaceError(f"images {shapes(x)} gave logits that are not finite; add a normalisation")
         _backward(logits)
         return logits.shape[1]
-
-
-def _layout(network: nn.Module) -> set[tuple[str, tuple[int, ...]]]:
-    return {(name, tuple(tensor.shape)) for name, tensor in network.state_dict().items()}
 
 
 def _logits(output: object, x: Tensor) -> Tensor:
@@ -174,6 +299,20 @@ def _check_supernet(space: Space, genotypes: Sequence[Genotype], x: Tensor) -> N
 # -- searchers ----------------------------------------------------------------------------------------
 
 
+def check_searcher(searcher: Searcher, space: Space, *, trials: int = 30, seed: int = 0) -> None:
+    """Asks `searcher` for `trials` architectures of `space`, and returns silently if it keeps every promise.
+
+    The history that it sees begins empty and holds failed, running and finished trials; a second, tiny
+    space is searched until nothing is left.
+
+    Raises:
+        SearcherError: naming the broken promise.
+    """
+    _search(searcher, space, trials=trials, seed=seed)
+    tiny = Space("tiny", _build_tiny)
+    _search(searcher, tiny, trials=tiny.size.count + 1, seed=seed)
+
+
 class _Scores(dict[str, float]):
     """Metrics of every name: which one decides is a setting of the searcher."""
 
@@ -193,46 +332,50 @@ def _build_tiny(choose: Chooser) -> nn.Module:
 
 
 def _search(searcher: Searcher, space: Space, *, trials: int, seed: int) -> None:
-    who = _who(searcher)
+    who = f"searcher {type(searcher).__name__}"
     history: list[Trial] = []
     for number in range(trials):
+        new_left = not space.size.exact or number < space.size.count
         try:
-            genotype = _ask(searcher, space, history, rng(seed, "check_searcher", number))
+            genotype = _ask(searcher, space, history, seed, f"{who}, trial {number},")
         except ExhaustedError as error:
-            if _is_new_left(space, number):
-                raise SearcherError(
-                    f"{who} gave up after {number} of {space.size} architectures of space {space.name!r}; "
-                    "propose the others before raising ExhaustedError"
-                ) from error
-            return
+            if not new_left:
+                return
+            raise SearcherError(
+                f"{who} gave up after {number} of {space.size} architectures of space {space.name!r}; "
+                "propose the others before raising ExhaustedError"
+            ) from error
         if any(genotype == trial.genotype for trial in history):
             again = f"{who} proposed {space.choices(genotype)} again in trial {number}"
             raise SearcherError(
                 f"{again}, though there are new ones; draw with nas.searchers.searcher.unseen"
-                if _is_new_left(space, number)
+                if new_left
                 else f"{again}, as all {space.size} have been tried; raise nas.errors.ExhaustedError then"
             )
-        history.append(_trial(number, genotype, seed))
+        state = _STATES[number % len(_STATES)]
+        score = float(rng(seed, "score", number).random())
+        metrics = _Scores(val_acc=score) if state == "done" else {}
+        reason = "nan: loss" if state == "failed" else ""
+        history.append(Trial(number, genotype, 1, state, metrics, reason=reason))
 
 
-def _is_new_left(space: Space, tried: int) -> bool:
-    return not space.size.exact or tried < space.size.count
-
-
-def _trial(number: int, genotype: Genotype, seed: int) -> Trial:
-    state = _STATES[number % len(_STATES)]
-    score = float(rng(seed, "score", number).random())
-    metrics = _Scores(val_acc=score) if state == "done" else {}
-    return Trial(number, genotype, 1, state, metrics, reason="nan: loss" if state == "failed" else "")
-
-
-def _ask(searcher: Searcher, space: Space, history: list[Trial], draw: np.random.Generator) -> Genotype:
-    who, before = f"{_who(searcher)}, trial {len(history)},", copy.deepcopy(history)
-    twin = copy.deepcopy(draw)
-    first = _proposal(searcher, space, history, draw)
-    if history != before:
-        raise SearcherError(f"{who} changed the history, but may only read it")
-    second = _proposal(searcher, space, history, twin)
+def _ask(searcher: Searcher, space: Space, history: list[Trial], seed: int, who: str) -> Genotype:
+    """What is proposed next, asked for twice."""
+    before, proposals = copy.deepcopy(history), list[Genotype]()
+    for _ in range(2):
+        draw = rng(seed, "check_searcher", len(before))
+        with foreign_code(f"{who} failed with {len(before) or 'no'} trials in the history", SearcherError):
+            genotype = searcher.ask(space, history, draw)
+        if not _is_plain(genotype):
+            raise SearcherError(f"{who} proposed {genotype!r}, wanted a tuple of plain ints")
+        try:
+            space.check(genotype)
+        except SpaceError as error:
+            raise SearcherError(f"{who} proposed what is no genotype: {error}") from error
+        if history != before:
+            raise SearcherError(f"{who} changed the history, but may only read it")
+        proposals.append(genotype)
+    first, second = proposals
     if first != second:
         raise SearcherError(
             f"{who} answered {first}, then {second} to the same question; "
@@ -246,27 +389,5 @@ def _ask(searcher: Searcher, space: Space, history: list[Trial], draw: np.random
     return first
 
 
-def _proposal(
-    searcher: Searcher, space: Space, history: Sequence[Trial], draw: np.random.Generator
-) -> Genotype:
-    try:
-        genotype = searcher.ask(space, history, draw)
-        space.check(genotype)
-    except ExhaustedError:
-        raise
-    except FAULTS as error:
-        states = dict(Counter(trial.state for trial in history))
-        raise SearcherError(
-            f"{_who(searcher)} failed with {states or 'no'} trials in the history: {describe(error)}"
-        ) from error
-    if not _is_plain(genotype):
-        raise SearcherError(f"{_who(searcher)} proposed {genotype!r}, wanted a tuple of plain ints")
-    return genotype
-
-
 def _is_plain(genotype: object) -> bool:
     return isinstance(genotype, tuple) and all(type(option) is int for option in genotype)
-
-
-def _who(searcher: Searcher) -> str:
-    return f"searcher {type(searcher).__name__}"

@@ -7,22 +7,17 @@ from contextlib import contextmanager
 
 import torch
 
-from nas.errors import FAULTS, NasError, SpaceError, TrialError, describe, staying, user_line
-from nas.oneshot.fused import verdict
-from nas.training.resumable import Stopped
+from nas.errors import FAULTS, NasError, SpaceError, Stopped, TrialError, describe, staying, user_line
 
-# Libraries report lack of memory by errors of several kinds, told apart by their words only.
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
-_NO_MEMORY_CODES = ("cublas_status_alloc_failed", "cudnn_status_alloc_failed")
+# Libraries report these by errors of several kinds, told apart by their words only.
+_NO_MEMORY = (
+    *("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory"),
+    *("cublas_status_alloc_failed", "cudnn_status_alloc_failed"),
+)
 _NO_KERNEL = (
-    *(
-        "could not run '",
-        "not implemented for",
-        "is not currently implemented for",
-        "cudnn_status_not_supported",
-    ),
-    *("unable to find an engine to execute", "unable to find a valid cudnn algorithm"),
-    "does not have a deterministic implementation",
+    *("could not run '", "not implemented for", "is not currently implemented for"),
+    *("cudnn_status_not_supported", "unable to find an engine to execute"),
+    *("unable to find a valid cudnn algorithm", "does not have a deterministic implementation"),
 )
 
 
@@ -32,20 +27,14 @@ def reason_of(error: BaseException) -> str:
     device: the GPU itself reported a fault (a failed assertion in a kernel, an illegal access): nothing more
       can be computed on it in this process.
     """
-    words = str(error).lower()
-    runtime = isinstance(error, RuntimeError)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    words = str(error).lower() if isinstance(error, RuntimeError) else ""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in words for word in _NO_MEMORY):
         return "oom"
-    if runtime and any(word in words for word in (*_NO_MEMORY, *_NO_MEMORY_CODES)):
-        return "oom"
-    if isinstance(error, torch.AcceleratorError) or (runtime and words.startswith("cuda error")):
+    if isinstance(error, torch.AcceleratorError) or words.startswith("cuda error"):
         return "device"
     # A module without a forward method is a mistake in the module; torch says so by the same type.
-    if isinstance(error, NotImplementedError) and "forward" not in words:
-        return "unsupported"
-    if runtime and any(word in words for word in _NO_KERNEL):
-        return "unsupported"
-    return "error"
+    without_form = isinstance(error, NotImplementedError) and "forward" not in words
+    return "unsupported" if without_form or any(word in words for word in _NO_KERNEL) else "error"
 
 
 @contextmanager
@@ -57,8 +46,7 @@ def user_errors() -> Iterator[None]:
     except (NasError, Stopped):
         raise
     except FAULTS as error:
-        reason, words = reason_of(error), describe(error)
-        raise TrialError(reason, words + (verdict.blame(words) if reason == "device" else "")) from error
+        raise TrialError(reason_of(error), describe(error)) from error
 
 
 @contextmanager

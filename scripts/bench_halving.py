@@ -16,14 +16,13 @@ import torch
 
 import nas
 from nas.errors import ExhaustedError
-from nas.evaluation.fidelity import geometric
-from nas.evaluation.laddered import Laddered
-from nas.schedulers.halving import SuccessiveHalving, epochs_granted, finalists
-from nas.searchers import RandomSearch
+from nas.evaluate.multi_fidelity import Laddered
+from nas.searchers.fidelity import geometric
+from nas.searchers.scheduler import SuccessiveHalving, epochs_granted, finalists
+from nas.searchers.searcher import RandomSearch
 from nas.seeding import derive, isolated
-from nas.training.curve import Curve
 from nas.training.recipe import Recipe, preset, segmented
-from nas.training.train import train
+from nas.training.train import Curve, Evaluation, train
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ def unpaused(made: Laddered, recipe: Recipe, genotype: tuple[int, ...]) -> Curve
     seed, val = made.seed_of(genotype), made.task.val
     with isolated(seed, "init"):
         network = made.space.network(genotype)
-    return train(network, made.task, recipe, seed=derive(seed, 0), evaluate_on=val, evaluate_every=None)
+    return train(network, made.task, recipe, seed=derive(seed, 0), evaluation=Evaluation(val, None))
 
 
 def main() -> None:
@@ -63,12 +62,12 @@ def main() -> None:
     best = finalists(trials, study.goals)[0].genotype
     for name, epochs in {"rungs": [r.epochs for r in ladder.rungs], "cosine": [most]}.items():
         curves = {cell: unpaused(made, segmented(recipe, epochs), cell) for cell in cells}
-        order = sorted((curve.val_acc[-1] for curve in curves.values()), reverse=True)
-        table |= {f"best by {name}": order[0], f"found by {name}": curves[best].val_acc[-1]}
-        table[f"rank by {name}"] = 1 + order.index(curves[best].val_acc[-1])
+        order = sorted((curve.val_score[-1] for curve in curves.values()), reverse=True)
+        table |= {f"best by {name}": order[0], f"found by {name}": curves[best].val_score[-1]}
+        table[f"rank by {name}"] = 1 + order.index(curves[best].val_score[-1])
         if name == "rungs":
             climbed = [(t.metrics, curves[t.genotype], ladder.rung(t.fidelity)) for t in trials]
-            same = [(m["val_acc"], m["val_loss"]) == (c.val_acc[r], c.val_loss[r]) for m, c, r in climbed]
+            same = [(m["val_acc"], m["val_loss"]) == (c.val_score[r], c.val_loss[r]) for m, c, r in climbed]
             table |= {"trials equal to unpaused": sum(same), "trials": len(same)}
     print(text := json.dumps(table, indent=1))
     if args.out:

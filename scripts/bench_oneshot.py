@@ -15,7 +15,7 @@ import torch
 
 import nas
 from nas.results.run_record import read_run
-from nas.study import Study
+from nas.study.study import Study
 
 NARROW = {"pcdarts": {"parts": 2}, "gaea": {"parts": 1}, "drnas": {"first_parts": 2, "last_parts": 1}}
 """A quarter of eight channels is too few."""
@@ -32,13 +32,13 @@ def settings(method: str, args: argparse.Namespace, seed: int) -> dict[str, obje
         "epochs": args.epochs,
     }
     top = args.top or (10 if method == "spos" else 1)
-    again = {"seeds": 1, "top_k_epochs": args.again, "trial": {"batch": 64, "lr": 0.05}} if top > 1 else {}
+    again = {"repeats": 1, "top_k_epochs": args.again, "trial": {"batch": 64, "lr": 0.05}} if top > 1 else {}
     common |= {"top_k": top} | again
     if method == "spos":
         batch = {"batch": 128, "lr": 0.1, "lr_min": 0.0}
-        return common | {"epochs": 4 * args.epochs, "trials": 400, "shared": batch}
+        return common | {"epochs": 4 * args.epochs, "trials": 400, "supernet": batch}
     own = {"epochs": 4 * args.epochs} if method == "gdas" else {}
-    own |= {"alpha_speed": args.speed} if method != "is-darts" else {}
+    own |= {"alpha_lr_scale": args.speed} if method != "is-darts" else {}
     return common | {"method_settings": NARROW.get(method, {}), "guard": not args.no_guard} | own
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 import nas
-from nas.study import Study
+from nas.study.study import Study
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -25,7 +25,7 @@ def searched(method: str, precision: str, seed: int, args: argparse.Namespace) -
         **{"preset": "nasbench201", "seed": seed, "search_images": args.images, "epochs": args.epochs},
         **{"baselines": False, "retrain": {"epochs": 1}, "top_k": 1, "search": {"precision": precision}},
         "space_settings": {"width": args.width, "cells": 1},
-        **({} if method == "is-darts" else {"alpha_speed": 8.0}),
+        **({} if method == "is-darts" else {"alpha_lr_scale": 8.0}),
     }
     out = args.out / f"{method}-{precision}-{seed}"
     found = nas.search("nasbench201", args.data, method, out=out, settings=settings)

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 import nas
-from nas.evaluation.calibration import spearman
-from nas.proxies import PROXIES, Batch, draw_batch
+from nas.evaluate.calibration import spearman
+from nas.evaluate.proxies import PROXIES, Batch, draw_batch
 
 BENCHMARKS = Path(os.environ.get("NAS_BENCHMARKS", "benchmarks"))
-OTHERS = {"epe": "naslib_epe_nas", "logsynflow": "logsynflow", "zen": "zen"}
+OTHERS = {"logsynflow": "logsynflow", "zen": "zen"}
 PUBLISHED = {name: f"cifar10|{OTHERS.get(name, f'naslib_{name}')}" for name in PROXIES}
 COUNTED = {"params": "params", "macs": "flops_c10_M", "accuracy": "c10_test_200_nats"}
 QUICK = ("params", "macs", "l2_norm", "grad_norm", "snip", "jacov", "synflow", "logsynflow", "nwot")
@@ -36,7 +36,6 @@ def read(folder: Path) -> tuple[list[str], dict[str, np.ndarray]]:
         rows = list(csv.DictReader(file))
         columns = dict(zip(archive["columns"], archive["values"].T, strict=True))
     known = {name: columns[column] for name, column in PUBLISHED.items() if column in columns}
-    known["plain"] *= -1  # the engine's has its sign turned
     known |= {name: np.array([float(row[column]) for row in rows]) for name, column in COUNTED.items()}
     return [row["ops"] for row in rows], known
 

@@ -22,10 +22,10 @@ import torch
 from bench_budget import reference_ms
 
 import nas
-from nas.evaluation.comparison import paired
-from nas.evaluation.evaluators import Trained
-from nas.task import Split
-from nas.training.accuracy import predictions
+from nas.data.task import Split
+from nas.evaluate.significance import paired
+from nas.evaluate.trained import Trained
+from nas.training.evaluate import judged
 from nas.training.recipe import preset
 
 FRESH, EPOCHS = 4, 10
@@ -52,7 +52,7 @@ def trained(space: dict[str, object], genotype: tuple[int, ...], seed: int, data
     both = Split(torch.cat([task.val.x, task.test.x]), torch.cat([task.val.y, task.test.y]))
 
     def judge(_: nas.Trial, network: torch.nn.Module) -> None:
-        hits.append((predictions(network, task, both) == both.y).numpy())
+        hits.append(judged(network, task, both)[1].numpy())
 
     Trained(nas.load("darts", **space), task, preset("quick"), judge=judge)(
         nas.Trial(0, genotype, EPOCHS), np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""How well shared weights, one-shot and few-shot, rank random NAS-Bench-201 cells as its table does.
+"""How well shared weights rank random NAS-Bench-201 cells as its table does.
 
 All train as many paths in all. At a scale that two cores can do.
 """
@@ -11,19 +11,14 @@ import numpy as np
 import torch
 
 import nas
-from nas.evaluation.calibration import spearman
-from nas.oneshot import fewshot, paths
-from nas.oneshot.singlepath import Sharing
+from nas.evaluate.calibration import spearman
+from nas.oneshot.path_training import score, train_shared
 from nas.oneshot.supernet import Supernet
 from nas.seeding import rng
 from nas.training.recipe import Recipe
 
-VARIANTS = {
-    "one-shot": (Sharing(), 1),
-    "fair": (Sharing(sampling="fair"), 5),
-    "few-shot": (Sharing(splits=1), 1),
-}
-"""And the paths that a step trains; fewer epochs make up for it. Few-shot splits one edge: five supernets."""
+VARIANTS = {"one-shot": ("uniform", 1), "fair": ("fair", 5)}
+"""How paths are sampled, and how many a step trains; fewer epochs make up for it."""
 
 
 def agreement(shared: np.ndarray, table: np.ndarray) -> dict[str, float]:
@@ -53,15 +48,17 @@ def main() -> None:
     task = task.reduced(args.images).resized(args.side)
     space = nas.load("nasbench201", width=args.width, cells=1, in_channels=3, classes=len(task.classes))
     for name in args.variant or VARIANTS:
-        rows, (sharing, at_once) = [], VARIANTS[name]
+        rows, (sampling, at_once) = [], VARIANTS[name]
         for seed in range(args.seeds):
             torch.manual_seed(seed)
             cells = [space.sample(rng(seed, "cell", i)) for i in range(args.cells)]
             recipe = Recipe(epochs=args.epochs // at_once, batch=128, lr=0.1, weight_decay=5e-4, clip=5.0)
-            shared = fewshot.train(Supernet(space), task, recipe, sharing, seed=seed)
-            scores = [paths.accuracies(shared.of(cell), [cell], task, seed=seed)[0] for cell in cells]
+            supernet = Supernet(space)
+            curve = train_shared(supernet, task, recipe, seed=seed, sampling=sampling)
+            scores = [score(supernet, cell, task, seed=seed)[1] for cell in cells]
             truth = np.array([table.metrics(cell, 200)[table.report] for cell in cells])
-            rows.append(agreement(np.array(scores), truth) | {"best": truth.max(), "seconds": shared.seconds})
+            seconds = sum(curve.seconds)
+            rows.append(agreement(np.array(scores), truth) | {"best": truth.max(), "seconds": seconds})
             (args.out / f"{name}.json").write_text(json.dumps(rows, indent=1))
             print(name, seed, *(f"{k} {v:.4f}" for k, v in rows[-1].items()), flush=True)
 

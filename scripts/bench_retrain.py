@@ -9,13 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from timing import PATHS, compare, noise, training
 
 import nas
-from nas.environment import environment
+from nas.results.run_record import environment
 from nas.seeding import isolated
-from nas.speed.comparing import COMPILED, PATHS
-from nas.speed.floor import copy_bandwidth
-from nas.speed.workloads import measure, noise, training
 from nas.training.recipe import preset
 
 DARTS_V2 = (
@@ -36,19 +34,19 @@ NETWORKS = {
 """Space, architecture, recipe, settings, side of the images, batch; the last one is for a GPU."""
 
 
-def bench(name: str, batch: int, args: argparse.Namespace, bandwidth: float) -> dict[str, dict[str, float]]:
+def bench(name: str, batch: int, args: argparse.Namespace) -> dict[str, dict[str, float]]:
     kind, text, recipe, settings, side, _ = NETWORKS[name]
-    task = noise(channels=3, side=side, images=8 * batch, device=torch.device(args.device))
+    device = torch.device(args.device)
+    task = noise(channels=3, side=side, images=8 * batch, device=device)
     space = nas.load(kind, classes=10, in_channels=3, **settings)
     with isolated(0, "init"):
-        network = space.network(space.notation.read(text))
+        network = space.network(space.notation.read(text)).to(device).train()
     # Without what only some of the epochs have, or only a network with a second head.
     head = 0.4 if settings.get("auxiliary") else 0.0
     own = {"auxiliary": head, "drop_path": 0.0, "cutout": preset(recipe).cutout * side // 32}
     asked = replace(preset(recipe), batch=batch, precision=args.precision, **own)
-    also = [COMPILED] if args.compile else []
-    how = {"steps": args.steps, "bandwidth": bandwidth, "also": also, "only": args.path}
-    return measure(training(network, task, asked), **how)
+    paths = args.path or [name for name, path in PATHS.items() if device.type == "cuda" or not path.graph]
+    return compare({p: training(network, task, asked, p) for p in paths}, steps=args.steps, device=device)
 
 
 def main() -> None:
@@ -57,17 +55,14 @@ def main() -> None:
     parser.add_argument("--batch", action="append", type=int, help="the network's own unless given")
     parser.add_argument("--path", action="append", choices=PATHS, help="all that the device has unless given")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--compile", action="store_true", help="time torch.compile, too")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    device = torch.device(args.device)
-    bandwidth = copy_bandwidth(device)
-    found = {"machine": environment(device) | {"copied_GB_per_s": bandwidth / 1e9}}
+    found = {"machine": environment(torch.device(args.device))}
     for name in args.network or [*NETWORKS][:3]:
         for batch in args.batch or [NETWORKS[name][-1]]:
-            rows = bench(name, batch, args, bandwidth)
+            rows = bench(name, batch, args)
             row = found[f"{name}, batch {batch}"] = {"precision": args.precision, "paths": rows}
             print(json.dumps({name: row}, indent=1), flush=True)
     if args.out is not None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from nas import Fixed, RegularizedEvolution, Space, Study, Trial, load
-from nas.storage.run import open_storage
+from nas.study.storage import open_storage
 
 CALLS = 40
 

@@ -1,7 +1,7 @@
 """Times a step of a differentiable search, alphas and weights, on each execution path against the plain one.
 
 The reference runs one module per operation on NCHW maps, as the paper's code does. Modes: all operations are
-mixed; one an edge is sampled; a quarter of the channels; the second order, also against the first.
+mixed; one an edge is sampled; a quarter of the channels; the second order.
 """
 
 import argparse
@@ -11,13 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from timing import PATHS, compare, difference_in_float64, noise, searching
 
 import nas
-from nas.environment import environment
 from nas.oneshot.methods import METHODS
-from nas.speed.comparing import PATHS, difference_in_float64
-from nas.speed.floor import copy_bandwidth
-from nas.speed.workloads import Workload, measure, noise, searching
+from nas.results.run_record import environment
 
 SIZES = {
     "quickstart": {"space": "darts", "width": 8, "cells": 5, "channels": 1, "side": 8, "batch": 64},
@@ -27,27 +25,20 @@ SIZES = {
 MODES = {"mixed": "darts", "sampled": "gdas", "partial": "pcdarts", "second": "darts2"}
 
 
-def bench(size: dict, mode: str, args: argparse.Namespace, bandwidth: float) -> dict[str, object]:
-    channels, batch = size["channels"], size["batch"]
-    form = {name: size[name] for name in ("width", "cells") if name in size}
-    space = nas.load(size["space"], classes=10, in_channels=channels, **form)
-    task = noise(channels=channels, side=size["side"], images=8 * batch, device=torch.device(args.device))
-
-    def work(name: str) -> Workload:
-        method = METHODS[name]()
-        recipe = replace(method.weights, batch=batch, precision=args.precision)
-        return searching(space, task, replace(method, weights=recipe))
-
-    how = {"steps": args.steps, "bandwidth": bandwidth, "only": args.path}
-    timed, few = work(MODES[mode]), (task.normalise(task.train.x[:4]), task.train.y[:4])
-    rows = measure(timed, **how)
-    if mode == "second":
-        first = measure(work("darts"), **how)
-        for path, row in rows.items():
-            row |= {"first_order_ms": first[path]["ms"], "times_first": row["ms"] / first[path]["ms"]}
-    exact = difference_in_float64(timed.network, *few, steps=4)
-    settings = {**size, "mode": mode, "precision": args.precision}
-    return settings | {"paths": rows, "loss_difference_float64": exact}
+def bench(size: dict, mode: str, args: argparse.Namespace) -> dict[str, object]:
+    device, batch = torch.device(args.device), size["batch"]
+    form = {"classes": 10, "in_channels": size["channels"], "width": size["width"], "cells": size["cells"]}
+    task = noise(channels=size["channels"], side=size["side"], images=8 * batch, device=device)
+    method = METHODS[MODES[mode]]()
+    method = replace(method, weights=replace(method.weights, batch=batch, precision=args.precision))
+    space = nas.load(size["space"], **form)
+    asked = args.path or [name for name, path in PATHS.items() if device.type == "cuda" or not path.graph]
+    made = {name: searching(space, task, method, name) for name in asked}
+    difference = difference_in_float64(made[asked[0]][1], task)
+    paths = compare({name: run for name, (run, _) in made.items()}, steps=args.steps, device=device)
+    return {**size, "mode": mode, "precision": args.precision, "paths": paths} | {
+        "loss_difference_float64": difference
+    }
 
 
 def main() -> None:
@@ -61,16 +52,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    device = torch.device(args.device)
-    bandwidth = copy_bandwidth(device)
-    found = {"machine": environment(device) | {"copied_GB_per_s": bandwidth / 1e9}}
+    found = {"machine": environment(torch.device(args.device))}
     for name, mode in itertools.product(args.size or SIZES, args.mode or ["mixed"]):
         for batch in args.batch or [SIZES[name]["batch"]]:
-            row = bench(SIZES[name] | {"batch": batch}, mode, args, bandwidth)
-            found[f"{name}, {mode}, batch {batch}"] = row
+            found[f"{name}, {mode}, batch {batch}"] = row = bench(SIZES[name] | {"batch": batch}, mode, args)
             print(json.dumps(row, indent=1), flush=True)
-    if args.out is not None:
-        args.out.write_text(json.dumps(found, indent=1))
+            if args.out is not None:
+                args.out.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

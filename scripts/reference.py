@@ -1,15 +1,11 @@
-"""Writes docs/reference.md: every public name of the engine with its signature and docstring."""
+"""Prints every public name of the engine with its signature and docstring, as Markdown."""
 
-import argparse
 import inspect
 import re
-import sys
 import textwrap
-from pathlib import Path
 
 import nas
 
-PLACE = Path(__file__).parents[1] / "docs" / "reference.md"
 HEAD = """# Reference
 
 Every name of `import nas`, made of its docstring by `python scripts/reference.py`. Settings of a job, on the
@@ -18,12 +14,7 @@ command line, in a file and in Python, are the fields of [`Config`](#config). Fo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Writes docs/reference.md from docstrings.")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where it is out of date")
-    text = reference()
-    if parser.parse_args().check:
-        sys.exit("run python scripts/reference.py" if PLACE.read_text() != text else 0)
-    PLACE.write_text(text)
+    print(reference())
 
 
 def reference() -> str:

@@ -8,8 +8,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from nas.choosers import Candidates, Chooser
-from nas.space import Space
+from nas.space.choosers import Candidates, Chooser
+from nas.space.space import Space
 
 STAGES = 3
 DEFAULT = {"layer0": "conv_3x3", "layer1": "conv_3x3", "pool": "max_pool"}

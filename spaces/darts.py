@@ -12,11 +12,11 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from nas.cell import Cell
-from nas.choosers import Candidates, Chooser
 from nas.errors import SpaceError, unknown
-from nas.ops import FactorizedReduce, MixtureNorm, Primitive, candidates, relu_conv_bn, stem
-from nas.space import Notation, Scores, Space
+from nas.space.cell import Cell
+from nas.space.choosers import Candidates, Chooser, Primitive
+from nas.space.ops import FactorizedReduce, MixtureNorm, candidates, relu_conv_bn, stem
+from nas.space.space import Notation, Scores, Space
 from nas.types import Decision, Genotype
 
 OPTIONS = (

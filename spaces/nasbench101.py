@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nas.cell import VertexCell
-from nas.choosers import Chooser
 from nas.errors import SpaceError, unknown
-from nas.space import Notation, Scores, Space
+from nas.space.cell import VertexCell
+from nas.space.choosers import Chooser
+from nas.space.space import Notation, Scores, Space
 from nas.types import Decision, Genotype
 
 Edge = tuple[int, int]

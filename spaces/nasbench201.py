@@ -8,11 +8,11 @@ import re
 
 from torch import Tensor, nn
 
-from nas.cell import Cell
-from nas.choosers import Chooser
 from nas.errors import SpaceError, unknown
-from nas.ops import candidates, relu_conv_bn, stem
-from nas.space import Notation, Space
+from nas.space.cell import Cell
+from nas.space.choosers import Chooser
+from nas.space.ops import candidates, relu_conv_bn, stem
+from nas.space.space import Notation, Space
 from nas.types import Genotype
 
 OPTIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")

@@ -5,10 +5,10 @@
 
 from torch import nn
 
-from nas.cell import Cell
-from nas.choosers import Chooser
-from nas.ops import candidates
-from nas.space import Space
+from nas.space.cell import Cell
+from nas.space.choosers import Chooser
+from nas.space.ops import candidates
+from nas.space.space import Space
 from nas.types import Genotype
 
 OPTIONS = ("skip_connect", "avg_pool_3x3", "nor_conv_3x3")

@@ -1,18 +1,16 @@
 """One thread everywhere: results must not depend on how many cores there are."""
 
 import gc
-import importlib.util
 import os
 import sys
 from contextlib import nullcontext
 
 import hypothesis
-import interpreter
 import pytest
 import torch
 
 from nas.devices import exact
-from nas.job.config import Config
+from nas.run.config import Config
 from nas.seeding import seed_global
 
 # The same examples on every run and every machine, and none left behind.
@@ -44,10 +42,6 @@ os.environ["NAS_PREVIEW"] = "off"  # nothing is timed before it is run
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.pop("NAS_STORAGE", None)  # the developer's own database is left alone
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
-    if importlib.util.find_spec("triton"):
-        interpreter.hasten()
 
 
 @pytest.hookimpl(wrapper=True)

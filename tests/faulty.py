@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from nas.space import Space
+from nas.space.space import Space
 
 
 class Fragile(nn.Linear):

@@ -3,17 +3,17 @@
 import hashlib
 import json
 
-from nas.budget.last import Last
-from nas.job.config import make_config
-from nas.job.job import Job
-from nas.job.plan import make_plan
-from nas.storage.journal import JOURNAL
+from nas.run.config import make_config
+from nas.run.job import Job
+from nas.run.resolved_config import make_plan
+from nas.run.retrain import Last
+from nas.study.storage import JOURNAL
 
 TINY = {
     "epochs": 2,
     "trial": {"batch": 10, "lr": 0.2},  # with fewer steps no trial is better than guessing
     "top_k": 2,
-    "seeds": 1,
+    "repeats": 1,
     "baselines": False,
     "export": False,
     "pictures": False,

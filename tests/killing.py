@@ -7,8 +7,8 @@ import time
 MODULES = [
     *("numpy", "torch", "torch._dynamo", "torch.fx.experimental.symbolic_shapes", "torch.distributed"),
     *("networkx", "optuna", "scipy.optimize", "scipy.stats", "sklearn.datasets", "pytest", "typer.testing"),
-    *("nas.cli", "nas.training.distributed", "nas.oneshot.differentiable", "nas.job.search_run"),
-    *("nas.job.calibrate_run", "nas.report", "nas.workers.coordinate"),
+    *("nas.__main__", "nas.training.ddp", "nas.oneshot.search", "nas.run.pipeline"),
+    *("nas.run.calibrate", "nas.show.report", "nas.study.workers"),
     "matplotlib.backends.backend_agg",
 ]
 """All that any process imports: one server forks the processes of every test, and is started but once."""

@@ -3,7 +3,7 @@
 from torch import nn
 
 from nas import Cell, Space
-from nas.ops import candidates
+from nas.space.ops import candidates
 
 
 def nested_space(*, in_channels=3, classes=5):

@@ -2,10 +2,10 @@
 
 from torch import nn
 
-from nas.cell import Cell
-from nas.ops import candidates
-from nas.space import Space
-from spaces.nasbench201 import OPTIONS
+from nas.space.cell import Cell
+from nas.space.ops import candidates
+from nas.space.space import Space
+from nas.spaces.nasbench201 import OPTIONS
 
 PATH = f"{__file__}:one_stage"
 """How it is named, so that it is made again with more cells."""

@@ -26,8 +26,7 @@ class Server:
     """One server of its own; it accepts a password on 127.0.0.1 and anybody on its socket."""
 
     def __init__(self, folder):
-        self.folder, self._process = folder, None
-        self.data = folder / "data"
+        self.folder, self.data, self._process = folder, folder / "data", None
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -35,42 +34,20 @@ class Server:
         password.write_text(PASSWORD)
         owned(folder)
         owned(password)
+        options = {"pgdata": self.data, "username": USER, "pwfile": password, "auth-local": "trust"}
+        options |= {"auth-host": "scram-sha-256", "encoding": "UTF8", "locale": "C"}
+        command = [binary("initdb"), "--no-sync", *(f"--{name}={value}" for name, value in options.items())]
         made = subprocess.run(
-            [
-                *(binary("initdb"), "--pgdata", str(self.data), "--username", USER),
-                *(
-                    "--pwfile",
-                    str(password),
-                    "--auth-local",
-                    "trust",
-                    "--auth-host",
-                    "scram-sha-256",
-                    "--encoding",
-                    "UTF8",
-                ),
-                *("--locale", "C", "--no-sync", "--no-instructions"),
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=folder,
-            **unprivileged(),
+            command, capture_output=True, text=True, check=False, cwd=folder, **unprivileged()
         )
         assert made.returncode == 0, made.stderr
         self.start()
 
     def start(self):
         """Starts the server and waits until it answers."""
-        settings = {
-            "listen_addresses": "127.0.0.1",
-            "port": self.port,
-            "unix_socket_directories": self.folder,
-            "fsync": "off",
-            "shared_buffers": "16MB",
-            "max_connections": 20,
-            "superuser_reserved_connections": 0,
-            "autovacuum": "off",
-        }
+        settings = {"listen_addresses": "127.0.0.1", "port": self.port, "fsync": "off", "max_connections": 20}
+        settings |= {"unix_socket_directories": self.folder, "shared_buffers": "16MB", "autovacuum": "off"}
+        settings |= {"superuser_reserved_connections": 0}
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [binary("postgres"), "-D", str(self.data), *(f"--{k}={v}" for k, v in settings.items())],
@@ -102,18 +79,13 @@ class Server:
     def dsn(self):
         return f"host={self.folder} port={self.port} user={USER} dbname=postgres"
 
-    def run(self, statement):
-        """Runs a statement as the owner of everything."""
-        import psycopg
-
-        with psycopg.connect(self.dsn, autocommit=True) as connection:
-            cursor = connection.execute(statement)
-            return cursor.fetchall() if cursor.description else None
-
     def database(self):
         """The URL of a new, empty database, its password inside."""
+        import psycopg
+
         name = f"d{secrets.token_hex(6)}"
-        self.run(f"CREATE DATABASE {name}")
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
         return f"postgresql+psycopg://{USER}:{QUOTED}@127.0.0.1:{self.port}/{name}"
 
 

@@ -39,23 +39,21 @@ def together(target, *args, **options):
     return [value for _, value in outcomes]
 
 
-def started(target, *args, size=2, limit_s=LIMIT_S, store=None, attempt=0):
+def started(target, *args, size=2, limit_s=LIMIT_S):
     """The ranks at work.
 
     limit_s: how long they wait for each other; None for a target that joins them by itself.
-    store: that of an earlier start, as a launcher keeps it that starts the ranks for the `attempt`-th time.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(MODULES)
     # As torchrun does, which outlives the ranks.
-    store = store or dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ranks = []
     for number in range(size):
         receiver, sender = context.Pipe(duplex=False)
         environment = {
             "RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": size,
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True,
-            "TORCHELASTIC_RESTART_COUNT": attempt,
         }  # fmt: skip
         process = context.Process(
             target=_work, args=(sender, environment, limit_s, target, args), daemon=True
@@ -69,9 +67,8 @@ def started(target, *args, size=2, limit_s=LIMIT_S, store=None, attempt=0):
 def _work(sender, environment, limit_s, target, args):
     import torch
 
-    from nas.errors import NasError
-    from nas.training.distributed import joined
-    from nas.training.resumable import Stopped
+    from nas.errors import NasError, Stopped
+    from nas.training.ddp import joined
 
     torch.set_num_threads(1)
     os.environ |= {name: str(value) for name, value in environment.items()}
@@ -85,7 +82,7 @@ def _work(sender, environment, limit_s, target, args):
 
 def make_plain_space(*, width=4, blocks=3, classes=3, in_channels=1):
     """A space without batch-norm, whose gradients over two halves of a batch are those over the whole."""
-    from nas.space import Space
+    from nas.space.space import Space
 
     def conv(kernel):
         return nn.Sequential(nn.Conv2d(width, width, kernel, padding=kernel // 2), nn.Tanh())
@@ -101,7 +98,7 @@ def make_plain_space(*, width=4, blocks=3, classes=3, in_channels=1):
 
 def make_task(*, images=96, seed=0):
     """Random images of 8 x 8 pixels in three classes."""
-    from nas.task import task_from_arrays
+    from nas.data.loading import task_from_arrays
 
     rng = np.random.default_rng(seed)
     x = rng.integers(0, 256, (images, 8, 8), dtype=np.uint8)

@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 from torch import nn
 
-from nas.cell import Cell
-from nas.oneshot.method import PUBLISHED
-from nas.ops import Zero
-from nas.space import Space
-from nas.task import task_from_arrays
+from nas.data.loading import task_from_arrays
+from nas.space.cell import Cell
+from nas.space.choosers import Zero
+from nas.space.space import Space
+from nas.training.recipe import DARTS_SEARCH as PUBLISHED
 
 RECIPE = dataclasses.replace(PUBLISHED, epochs=4, batch=16, lr=0.1)
 

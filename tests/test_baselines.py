@@ -1,45 +1,32 @@
 """Random search at equal cost and the largest network, next to real searches of a second."""
 
-import dataclasses
-import json
+from jobs import SMALL, Recorder
 
-import pytest
-from jobs import SMALL, TINY, Recorder
-
-from nas.cost import cost
-from nas.evaluation.evaluators import Trained
-from nas.files.folders import prepare_folder
-from nas.graph import architecture_hash
-from nas.job.baselines import LARGEST, RANDOM, run_baselines
-from nas.job.config import make_config
-from nas.job.preparation import prepare
-from nas.job.search_phase import Found, find
-from nas.job.search_run import search
-from nas.results.result import BASELINES, load_result
-from nas.schedulers.halving import epochs_granted
-from nas.study import Study
-from nas.task import load_task
-from nas.training.resumable import Stopped
-from nas.training.team import Alone
+from nas.data.loading import load_task
+from nas.evaluate.trained import Trained
+from nas.files.folder import prepare_folder
+from nas.results.run_record import RANDOM
+from nas.run.black_box import search_by_trials as find
+from nas.run.comparison import LARGEST
+from nas.run.comparison import random_search as run_baselines
+from nas.run.config import make_config
+from nas.run.job import SearchOutcome as Found
+from nas.run.preparation import prepare
+from nas.run.supernet_phase import shared_weights
+from nas.searchers.scheduler import epochs_granted
+from nas.space.cost import cost
+from nas.study.study import Study
 from nas.types import Trial
 
 TASK = load_task("digits")
 COMPARED = {"baselines": True}
-LEARNING = {"epochs": 8, "shared": {"batch": 10, "lr": 0.2}}
+LEARNING = {"epochs": 8, "supernet": {"batch": 10, "lr": 0.2}}
 """Shared weights that are better than guessing."""
-SETTINGS = {
-    "evolution": SMALL | COMPARED | {"trials": 4, "searcher": {"population": 2}},
-    "halving": SMALL | COMPARED | {"trials": 8, "epochs": 3, "scheduler": "successive-halving", "eta": 2},
-    "shared": SMALL | COMPARED | {"evaluator": "shared"} | LEARNING,
-    "early": SMALL | COMPARED | {"trials": 5, "epochs": 4, "early_stop": 0.9},
-}
-DRAWN = {"pictures": True}
 
 
 def job(folder, method="evolution", *, space=None, task=TASK, progress=None, **settings):
     values = {"space": "toy", "task": "digits", "method": method, **SMALL, **COMPARED, **settings}
-    made, _ = prepare(make_config(values), prepare_folder(folder), space=space, task=task, progress=progress)
-    return made
+    return prepare(make_config(values), prepare_folder(folder), space=space, task=task, progress=progress)
 
 
 def trial(number, genotype, accuracy, *, epochs=1, **metrics):
@@ -58,12 +45,7 @@ def test_random_search_gets_as_many_trials(tmp_path):
 
 
 def test_random_search_gets_as_many_epochs_where_trials_got_different_ones(tmp_path):
-    made = job(
-        tmp_path,
-        **{k: v for k, v in SETTINGS["halving"].items() if k in ("epochs", "eta")},
-        trials=8,
-        scheduler="successive-halving",
-    )
+    made = job(tmp_path, epochs=3, eta=2, trials=8, scheduler="successive-halving")
     found = find(made)
     baselines = run_baselines(made, found)
     granted = made.plan.ladder.granted
@@ -81,31 +63,9 @@ def test_random_search_pays_for_what_early_stopping_saves(tmp_path):
     assert len(run_baselines(made, found).history) == round(trained / 4)
 
 
-def test_random_search_gets_as_many_seconds_where_gradients_searched(tmp_path):
-    settings = {k: v for k, v in TINY.items() if k != "baselines"}
-    values = {"space": "toy", "task": "digits", "method": "darts", **settings}
-    made, _ = prepare(make_config(values), prepare_folder(tmp_path), task=TASK)
-    baselines = run_baselines(made, Found([(2, 2, 2)], (), seconds=0.3))
-    seconds = [t.cost_s for t in baselines.history]
-    assert sum(seconds) >= 0.3 > sum(seconds[:-1])
-    assert {t.fidelity for t in baselines.history} == {made.plan.trial.epochs}
-
-
-def test_random_search_gets_the_seconds_of_all_ranks(tmp_path):
-    class Three(Alone):
-        def __init__(self):
-            self.rank, self.size, self.local = 0, 3, 0
-
-    settings = {k: v for k, v in TINY.items() if k != "baselines"}
-    values = {"space": "toy", "task": "digits", "method": "darts", **settings}
-    made, _ = prepare(make_config(values), prepare_folder(tmp_path), task=TASK, team=Three())
-    seconds = [t.cost_s for t in run_baselines(made, Found([(2, 2, 2)], (), seconds=0.1)).history]
-    assert sum(seconds) >= 0.3 > sum(seconds[:-1])
-
-
 def test_shared_weights_are_shared_with_random_search(tmp_path):
     made = job(tmp_path, evaluator="shared", **LEARNING)
-    found = find(made)
+    found = find(made, shared=shared_weights)
     baselines = run_baselines(made, found)
     assert {t.fidelity for t in baselines.history} == {0}
     both = {t.genotype: t.metrics for t in found.history}
@@ -113,17 +73,6 @@ def test_shared_weights_are_shared_with_random_search(tmp_path):
 
 
 # -- what is not measured twice --------------------------------------------------------------------------
-
-
-def test_what_the_search_measured_is_replayed(tmp_path, monkeypatch):
-    made = job(tmp_path)
-    known = [trial(i, g, i / 100) for i, g in enumerate(made.space.enumerate())]
-    found = Found([(2, 2, 2)], known, 1.0, Trained(made.space, made.search_task, made.plan.trial), 1)
-    monkeypatch.setattr(Trained, "__call__", lambda *_: pytest.fail("measured again"))
-    history = run_baselines(made, found).history
-    first = {architecture_hash(made.space, t.genotype): t.metrics for t in reversed(known)}
-    assert len(history) == 27
-    assert all(t.metrics == first[architecture_hash(made.space, t.genotype)] for t in history)
 
 
 def test_what_the_search_did_not_measure_is_measured_once(tmp_path, monkeypatch):
@@ -142,15 +91,6 @@ def test_what_the_search_did_not_measure_is_measured_once(tmp_path, monkeypatch)
     )
     history = run_baselines(made, found).history
     assert sorted(asked) == sorted({t.genotype for t in history} - set(known))
-
-
-def test_another_fidelity_is_not_replayed(tmp_path, monkeypatch):
-    made = job(tmp_path)
-    cheap = [trial(i, g, 0.5, epochs=7) for i, g in enumerate(made.space.enumerate())]
-    found = Found([(2, 2, 2)], cheap[:2], 1.0, Trained(made.space, made.search_task, made.plan.trial), 1)
-    assert all(
-        t.metrics["val_acc"] != 0.5 or t.metrics["macs"] != 1 for t in run_baselines(made, found).history
-    )
 
 
 def test_random_search_is_its_own_baseline_unless_a_scheduler_promotes(tmp_path):
@@ -199,28 +139,6 @@ def test_what_breaks_a_constraint_that_only_training_shows_is_no_choice(tmp_path
     assert set(run_baselines(made, Found([(2, 2, 2)], history, 1.0)).choices.values()) == {(1, 1, 1)}
 
 
-def test_without_any_allowed_random_architecture_there_is_no_comparison_and_a_note(tmp_path):
-    notes = Recorder()
-    made = job(tmp_path, "random", progress=notes, constraint="train_loss<=2.0")
-    baselines = run_baselines(made, Found([(2, 2, 2)], [trial(0, (2, 2, 2), 0.9, train_loss=3)], 1.0))
-    assert baselines.choices == {}
-    assert any("no architecture to compare with" in note for note in notes.notes)
-
-
-def test_checkpoints_of_the_search_are_not_taken_for_those_of_random_search(tmp_path):
-    """A budget may leave a trial of the search unfinished; random search has one of the same number."""
-    asked, made = [], job(tmp_path, trials=3)
-    stopped = dataclasses.replace(made, stop=lambda: asked.append(0) or len(asked) > 3)
-    with pytest.raises(Stopped):
-        find(stopped)
-    assert len(list((tmp_path / "checkpoint").glob("trial-*"))) == 1
-    number = int(next((tmp_path / "checkpoint").glob("trial-*")).name.removeprefix("trial-"))
-    measure = Trained(made.space, made.search_task, made.plan.trial, folder=tmp_path / "checkpoint")
-    found = Found([(2, 2, 2)], [trial(i, (2, 2, 2), 0.5) for i in range(3)], 1.0, measure, 1)
-    assert number < 3
-    assert [t.state for t in run_baselines(made, found).history] == ["done"] * 3
-
-
 def test_failures_of_random_search_do_not_end_the_job(tmp_path, monkeypatch):
     made = job(tmp_path, trials=12)
     found = find(made)
@@ -231,48 +149,6 @@ def test_failures_of_random_search_do_not_end_the_job(tmp_path, monkeypatch):
         raise ValueError("broken")
 
     monkeypatch.setattr(Trained, "__call__", fails)
-    monkeypatch.setattr("nas.job.baselines.Cached", lambda measure, space, known, others: measure)
     baselines = run_baselines(made, found)
-    assert [t.state for t in baselines.history] == ["failed"] * 12
-    assert baselines.choices == {}
-
-
-# -- the whole job ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", SETTINGS)
-def test_a_compared_job_says_how_it_did(tmp_path, name):
-    progress = Recorder()
-    result = search(
-        "toy", TASK, "evolution", out=tmp_path, settings=SETTINGS[name] | DRAWN, progress=progress
-    )
-    for rival in (RANDOM, LARGEST):
-        wanted = {f"{rival}_{part}" for part in ("val_acc", "delta", "delta_low", "delta_high", "p")}
-        assert wanted <= result.metrics.keys()
-        low, delta, high = (result.metrics[f"{rival}_delta{end}"] for end in ("_low", "", "_high"))
-        assert low <= delta <= high
-        difference = result.metrics["first_val_acc"] - result.metrics[f"{rival}_val_acc"]
-        assert delta == pytest.approx(difference, abs=1e-5)
-    written = json.loads((tmp_path / "baselines.json").read_text())
-    assert written["choices"].keys() == {"default", RANDOM, LARGEST}
-    assert written["found_by"] in ("search", "default", RANDOM, LARGEST)
-    assert set(written["statements"]) <= set(progress.notes)
-    assert "random search at equal cost" in (tmp_path / "search.svg").read_text()
-    again = load_result(tmp_path)
-    assert again.goals == result.goals
-    assert again.baselines.keys() == result.baselines.keys() == set(BASELINES)
-    for label in BASELINES:
-        assert list(again.baselines[label]) == list(result.baselines[label])
-
-
-def test_a_random_search_read_back_has_itself_as_its_baseline(tmp_path):
-    result = search("toy", TASK, "random", out=tmp_path, settings=SMALL | COMPARED)
-    again = load_result(tmp_path)
-    assert list(again.baselines[BASELINES[0]]) == list(result.baselines[BASELINES[0]]) == result.history
-
-
-def test_without_baselines_nothing_is_compared(tmp_path):
-    result = search("toy", TASK, "evolution", out=tmp_path, settings=SMALL)
-    assert json.loads((tmp_path / "baselines.json").read_text())["choices"].keys() == {"default"}
-    assert not [name for name in result.metrics if name.startswith((RANDOM, LARGEST))]
-    assert load_result(tmp_path).baselines == result.baselines == {}
+    known = {t.genotype for t in found.history}
+    assert {t.state for t in baselines.history if t.genotype not in known} == {"failed"}

@@ -1,18 +1,16 @@
 """How time is divided, what fits into it, and the clock that holds a job to it."""
 
 import json
-import math
 
 import pytest
 
-from nas.budget.allocation import Allocation, allocate, applied, shortened
-from nas.budget.clock import SAVE_S, Clock, TimeUp
-from nas.budget.phases import Steps
-from nas.budget.sizing import sized
-from nas.cost import count_params
 from nas.errors import ConfigError
-from nas.job.config import make_config
-from nas.job.preparation import prepare
+from nas.run.budget import BASELINES, RERANK, RETRAIN, SEARCH, BudgetPlan, Steps, applied, divided, shortened
+from nas.run.config import make_config
+from nas.run.job import SAVE_S, Clock, TimeUp
+from nas.run.preparation import prepare
+from nas.run.step_timing import sized
+from nas.space.cost import count_params
 from nas.training.recipe import learning_rate, preset
 
 
@@ -33,17 +31,17 @@ def hands():
 
 def job(tmp_path, **settings):
     values = {"space": "convnet", "task": "digits", "method": "random", "baselines": False, **settings}
-    return prepare(make_config(values), tmp_path, clock=Clock(settings.get("budget")))[0]
+    return prepare(make_config(values), tmp_path, clock=Clock(settings.get("budget")))
 
 
-STEPS = Steps(trial=0.01, alone=0.01, supernet=0.01, final=0.01)
+STEPS = Steps(trial=0.01, search=0.01, final=0.01)
 """Eleven steps make an epoch of the search."""
 
 
 @pytest.mark.parametrize("method", ["random", "darts", "spos"])
 def test_without_time_for_a_search_all_of_it_goes_to_the_last_training(tmp_path, method):
-    found = allocate(job(tmp_path, method=method), STEPS, 5.0, places=1)
-    assert found == Allocation(5.0)
+    found = divided(job(tmp_path, method=method), STEPS, 5.0, places=1)
+    assert found == BudgetPlan({RETRAIN: 5.0}, limited=True)
 
 
 @pytest.mark.parametrize("places", [1, 2])
@@ -51,26 +49,25 @@ def test_without_time_for_a_search_all_of_it_goes_to_the_last_training(tmp_path,
 def test_the_last_training_gets_half_or_more_and_a_trial_six_epochs(tmp_path, usable_s, places):
     for baselines in (True, False):
         made = job(tmp_path, method="evolution", baselines=baselines)
-        found = allocate(made, STEPS, usable_s, places=places)
-        assert found.trials >= 12 and found.epochs >= 6 and found.last_s >= usable_s / 2
-        parts = found.search_s, found.baselines_s, found.rerank_s
-        assert sum(parts) + found.last_s == pytest.approx(usable_s) and min(parts[0], parts[2]) > 0
+        found = divided(made, STEPS, usable_s, places=places)
+        assert found.trials >= 12 and found.epochs >= 6 and found.seconds[RETRAIN] >= usable_s / 2
+        assert sum(found.seconds.values()) == pytest.approx(usable_s)
+        assert found.seconds[SEARCH] > 0 and found.seconds[RERANK] > 0
         assert applied(made, found).plan.ladder.granted == (found.epochs,)
-        assert (found.baselines_s > 0) <= baselines and (
-            usable_s < 300 or bool(found.baselines_s) == baselines
-        )
+        compares = BASELINES in found.seconds
+        assert compares <= baselines and (usable_s < 300 or compares == baselines)
 
 
 def test_what_the_user_has_set_stays(tmp_path):
-    found = allocate(job(tmp_path, trials=5, epochs=2), STEPS, 300.0, places=1)
+    found = divided(job(tmp_path, trials=5, epochs=2), STEPS, 300.0, places=1)
     assert (found.trials, found.epochs) == (5, 2)
 
 
 def test_a_supernet_is_trained_for_fewer_epochs_by_its_whole_schedule(tmp_path):
     made = job(tmp_path, method="spos", epochs=50)
-    found = allocate(made, STEPS, 60.0, places=1)
+    found = divided(made, STEPS, 60.0, places=1)
     assert 6 <= found.epochs < 50
-    shared = applied(made, found).plan.shared
+    shared = applied(made, found).plan.supernet
     assert (shared.epochs, shared.schedule) == (found.epochs, "step")
 
 
@@ -84,12 +81,12 @@ def test_a_training_that_is_cut_ends_at_a_low_rate(epochs):
 
 def test_the_last_network_is_the_largest_that_is_fast_enough(tmp_path, monkeypatch):
     """A step that takes a microsecond for each parameter, half of it in bfloat16 where that is tried."""
-    monkeypatch.setattr("nas.budget.sizing.final_pace", lambda at, genotype, **_: pace(at, genotype))
 
-    def pace(at, genotype):
+    def pace(at, genotype, **_):
         params = count_params(at.final.network(genotype, meta=True))
         return params * (0.5e-6 if at.recipe.precision == "bfloat16" else 1e-6)
 
+    monkeypatch.setattr("nas.run.step_timing.final_pace", pace)
     made = job(tmp_path, budget=600.0)
     genotype = made.space.default_genotype
     steps = min(2200, 28 * (1438 // 64))
@@ -153,20 +150,7 @@ def test_the_end_of_a_phase_is_an_exception_and_written_down(tmp_path, hands):
     assert json.loads((tmp_path / "time.json").read_text())["spent_s"] == 10.0
 
 
-def test_who_hurries_is_late_for_all_but_the_end(hands):
-    clock = Clock(60.0, now=hands)
-    clock.hurry(5.0)
-    assert clock.late(1e9) and clock.left_s == 5.0
-    assert Clock(3.0, now=hands).left_s == 3.0 and Clock(now=hands).left_s == math.inf
-
-
 def test_a_damaged_record_is_refused_in_words(tmp_path):
     (tmp_path / "time.json").write_text('{"spent_s": -1, "decided": {}}')
     with pytest.raises(ConfigError, match=r"time\.json is damaged, it is no record of a job's time"):
         Clock(60.0).open(tmp_path)
-
-
-def test_without_a_budget_nothing_is_written(tmp_path):
-    clock = Clock()
-    assert clock.decide("a", lambda: 1) == 1 and not clock.late(1e9)
-    assert not list(tmp_path.iterdir())

@@ -2,26 +2,25 @@
 
 import json
 import os
+import re
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from jobs import SMALL, Recorder, snapshot
 from typer.testing import CliRunner
 
 import nas
-from nas.bundle import at_end, proof
-from nas.bundle.bundle import _written, bundle, record_of
-from nas.bundle.card import _text, card, origin
-from nas.bundle.forms import Pixels
-from nas.bundle.proof import installed, pixels_of, prove
-from nas.cli import app
+from nas.__main__ import app
 from nas.errors import ConfigError, MismatchError
-from nas.files.folder_lock import FolderLock
-from nas.files.manifest import check_manifest
+from nas.export.bundle import bundle, card, origin, record_of
+from nas.export.formats import Pixels
+from nas.export.verify import TOLERANCE, prove
+from nas.files.folder import check_manifest, folder_lock
 
 pytest.importorskip("onnxruntime", reason="the ONNX form needs the extra `onnx`")
 pytest.importorskip("onnxscript", reason="the ONNX form needs the extra `onnx`")
@@ -33,195 +32,131 @@ def task():
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory, task):
+def exported(tmp_path_factory):
     """A finished search with its bundle, and what was told of it."""
-    folder, heard, proofs = tmp_path_factory.mktemp("runs") / "run", Recorder(), []
-    settings = {**SMALL, "trials": 1, "retrain": {"epochs": 2}, "export": True, "pictures": True}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(at_end, "bundle", lambda *given, **named: proofs.extend(bundle(*given, **named)))
-        result = nas.search("toy", "digits", "random", out=folder, settings=settings, progress=heard)
-    return result, proofs, [note for note in heard.notes if note.startswith("export: ")][1:]
+    folder, heard = tmp_path_factory.mktemp("runs") / "run", Recorder()
+    settings = {**SMALL, "trials": 1, "retrain": {"epochs": 2}, "export": True}
+    result = nas.search("toy", "digits", "random", out=folder, settings=settings, progress=heard)
+    return result, [note for note in heard.notes if note.startswith("export: ")][1:]
 
 
-def test_every_form_is_the_scored_model(exported):
-    result, proofs, told = exported
-    assert [p.form for p in proofs] == ["source", "program", "onnx"]
-    for p in proofs:
-        assert p.difference < 1e-5
-        assert p.changed == 0
-        assert p.accuracy == pytest.approx(result.metrics["test_acc"], abs=1e-6)
-        assert set(p.latency_ms) == {"1", "32"}
-    assert len(told) == 3
-    assert check_manifest(result.folder) == []
-    names = {"model.py", "model.pt2", "model.onnx", "model.safetensors", "MODEL_CARD.md", "requirements.txt"}
-    assert names <= json.loads((result.folder / "manifest.json").read_text())["files"].keys()
-    assert names <= {path.name for path in result.folder.iterdir()}
+@pytest.fixture
+def result(exported, tmp_path):
+    """The finished search in a folder that may be changed."""
+    return replace(exported[0], folder=shutil.copytree(exported[0].folder, tmp_path / "copy"))
 
 
-def test_the_card_says_how_good_and_of_what(exported):
-    result, _, _ = exported
-    written = (result.folder / "MODEL_CARD.md").read_text()
-    assert f"{result.metrics['test_acc']:.4f} (95 % interval" in written
-    assert "fingerprint" in written and "Limits" in written
-    assert "the default architecture" in written, "as one trial of one epoch learns nothing"
-    assert "flip False" in written, "a mirrored digit is another one"
-    assert "onnxruntime>=" in (result.folder / "requirements.txt").read_text()
-
-
-def test_a_card_of_a_retraining_names_no_search(exported):
-    result, proofs, _ = exported
-    record = record_of(result.folder) | {"architecture": list(result.genotype)}
-    metrics = {k: v for k, v in result.metrics.items() if k not in ("search_seconds", "rerank_seconds")}
-    text = card(replace(result, metrics=metrics), record, proofs, [])
-    assert "an architecture that was known, trained again from scratch (nas-engine" in text
-    assert not any(words in text for words in ("found by", "| search |", "search 0 s"))
-    assert "default architecture" in (result.folder / "model.py").read_text()
-    assert origin(record) == "trained again from scratch"
-
-
-def test_each_form_is_told_of_when_it_is_proven(exported, task, tmp_path, monkeypatch):
-    result, _, _ = exported
-    folder, pixels, begun, told = copied(result, tmp_path), pixels_of(task.test.x), [], []
-    ran = proof._ran
-
-    def watched(form, *given, **named):
-        begun.append((form, len(told)))
-        return ran(form, *given, **named)
-
-    monkeypatch.setattr(proof, "_ran", watched)
-    for found in prove(folder, ["source", "onnx"], pixels, task.test.y, logits(result, pixels)):
-        told.append(found)
-    assert begun == [("source", 0), ("onnx", 1)]
-
-
-def test_names_cannot_break_out_of_the_card():
-    hostile = "<script>alert(1)</script> | `x` [a](b)\n# title"
-    assert "<script>" not in _text(hostile).replace("\\<script\\>", "")
-    assert "\n" not in _text(hostile)
-
-
-def copied(result, tmp_path):
-    return shutil.copytree(result.folder, tmp_path / "copy")
-
-
-def logits(result, pixels):
-    with torch.no_grad():
-        return Pixels(result.network, result.inputs)(pixels)
-
-
-def test_another_weight_is_another_model(exported, task, tmp_path):
-    result, _, _ = exported
-    folder, pixels = copied(result, tmp_path), pixels_of(task.test.x)
-    with torch.no_grad():
-        changed = Pixels(result.network, result.inputs)
-        next(changed.network.parameters()).mul_(1.01)
-        wanted = changed(pixels)
-    with pytest.raises(ConfigError, match=r"source: logits differ by .* so this form is not the model"):
-        list(prove(folder, ["source"], pixels, task.test.y, wanted))
-
-
-def test_a_form_that_imports_the_engine_is_refused(exported, task, tmp_path):
-    result, _, _ = exported
-    folder, pixels = copied(result, tmp_path), pixels_of(task.test.x[:8])
-    source = folder / "model.py"
-    source.write_text(source.read_text().replace("import torch\n", "import torch\nimport nas.types\n", 1))
-    with pytest.raises(ConfigError, match="source imports the engine"):
-        list(prove(folder, ["source"], pixels, task.test.y[:8], logits(result, pixels)))
-
-
-def test_a_form_that_does_not_run_says_why(exported, task, tmp_path):
-    result, _, _ = exported
-    folder, pixels = copied(result, tmp_path), pixels_of(task.test.x[:8])
-    (folder / "model.py").write_text("import no_such_package\n")
-    with pytest.raises(ConfigError, match=r"ModuleNotFoundError.*no_such_package.*; install torch there"):
-        list(prove(folder, ["source"], pixels, task.test.y[:8], logits(result, pixels)))
-
-
-def test_other_images_are_not_what_was_scored(exported):
-    result, _, _ = exported
-    with pytest.raises(ConfigError, match="was scored on other images"):
-        bundle(result, nas.load_task("digits", seed=0).reduced(100))
-
-
-def test_a_form_that_mismatches_is_removed(exported, task, tmp_path, monkeypatch):
-    result, _, _ = exported
-    result = replace(result, folder=copied(result, tmp_path))
-    monkeypatch.setattr("nas.bundle.bundle._written", lambda *_: (["source"], []))
-    monkeypatch.setattr("nas.bundle.bundle.installed", lambda _: ["torch"])
-    monkeypatch.setattr("nas.bundle.bundle.prove", failing(MismatchError("source: logits differ")))
-    with pytest.raises(MismatchError, match="source: logits differ"):
-        bundle(result, task)
-    assert not [name for name in ("model.py", "MODEL_CARD.md") if (result.folder / name).exists()]
-    assert check_manifest(result.folder) == []
-
-
-def test_no_form_of_an_older_export_stays_and_the_card_says_so(exported, task, tmp_path, monkeypatch):
-    result, _, _ = exported
-    result = replace(result, folder=copied(result, tmp_path))
-    monkeypatch.setattr("nas.bundle.bundle._written", lambda *_: ([], ["no model.py: why"]))
-    bundle(result, task)
-    assert not (result.folder / "model.onnx").exists() and check_manifest(result.folder) == []
-    assert "No form could be written." in card_of(result) and "no model.py: why" in card_of(result)
-    assert "from model import" not in card_of(result) and "| form |" not in card_of(result)
-
-
-def test_damage_to_other_files_is_still_found_after_an_export(exported, tmp_path, task, monkeypatch):
-    result, _, _ = exported
-    result = replace(result, folder=copied(result, tmp_path))
-    (result.folder / "cells.svg").write_text("damaged")
-    monkeypatch.setattr("nas.bundle.bundle._written", lambda *_: ([], ["nothing"]))
-    bundle(result, task)
-    assert check_manifest(result.folder) == ["cells.svg: differs from what was recorded"]
-
-
-def test_every_interpreter_proves_what_it_has_the_packages_for(exported, task, monkeypatch):
-    result, proofs, _ = exported
-    has = {"first": ["torch"], "second": ["onnxruntime"], "third": []}
-    monkeypatch.setattr("nas.bundle.bundle._written", lambda *_: (["source", "program", "onnx"], []))
-    monkeypatch.setattr("nas.bundle.bundle.installed", has.get)
-    ran, told = [], []
-
-    def run(folder, forms, *_, python, limit_s):
-        ran.append((python, forms))
-        assert limit_s >= 300
-        return [p for p in proofs if p.form in forms]
-
-    monkeypatch.setattr("nas.bundle.bundle.prove", run)
-    assert bundle(result, task, pythons=["first", "second"], tell=told.append) == proofs
-    assert ran == [("first", ["source", "program"]), ("second", ["onnx"])]
-    assert told[0] == "first has no onnxruntime, so it leaves onnx"
-    bundle(result, task, pythons=["second"])
-    assert "model.py was not run: no torch where the forms were run" in card_of(result)
-    with pytest.raises(ConfigError, match="third can run no form; install onnxruntime or torch there"):
-        bundle(result, task, pythons=["third"])
-    bundle(result, task, pythons=["first", "second"])  # as it was for the other tests
+@pytest.fixture
+def given(exported, task):
+    """Eight images as forms take them, their labels, and the logits of the scored model."""
+    pixels = task.test.x[:8].numpy().astype(np.float32) / 255
+    model = Pixels(exported[0].network, exported[0].inputs)
+    return pixels, task.test.y[:8].numpy(), model.logits(pixels)
 
 
 def card_of(result):
     return (result.folder / "MODEL_CARD.md").read_text()
 
 
-def test_an_interpreter_is_asked_what_it_has(tmp_path):
-    assert installed(sys.executable) == ["torch", "onnxruntime"]
+def test_every_form_is_the_scored_model(exported):
+    result, told = exported
+    assert [line.split(": ")[1] for line in told] == ["source", "program", "onnx"]
+    for line in told:
+        difference = re.search(r"differ by at most (\S+) of the largest", line)[1]
+        assert float(difference) < 1e-5 < TOLERANCE <= 1e-4
+        assert "0 answers differ" in line and f"accuracy {result.metrics['test_acc']:.4f};" in line
+        assert "ms for 1 image" in line and "ms for 32" in line
+    assert check_manifest(result.folder) == []
+    names = {"model.py", "model.pt2", "model.onnx", "model.safetensors", "MODEL_CARD.md", "requirements.txt"}
+    assert names <= json.loads((result.folder / "manifest.json").read_text())["files"].keys()
+
+
+def test_the_card_says_how_good_and_of_what(exported):
+    result, _ = exported
+    written = card_of(result)
+    assert f"{result.metrics['test_acc']:.4f} (95 % interval" in written
+    assert "fingerprint" in written and "Limits" in written
+    assert "the default architecture" in written, "as one trial of one epoch learns nothing"
+    assert "flip False" in written, "a mirrored digit is another one"
+    assert "onnxruntime>=" in (result.folder / "requirements.txt").read_text()
+    tables = [line.count("|") for line in written.splitlines() if line.startswith("| ")]
+    assert set(tables) == {3, 9}, "every row has the columns of its table"
+
+
+def test_a_card_of_a_retraining_names_no_search(exported):
+    result, _ = exported
+    record = record_of(result.folder) | {"architecture": list(result.genotype)}
+    metrics = {k: v for k, v in result.metrics.items() if k not in ("search_seconds", "rerank_seconds")}
+    text = card(replace(result, metrics=metrics), record, [], [])
+    assert "an architecture that was known, trained again from scratch (nas-engine" in text
+    assert not any(words in text for words in ("found by", "| search |", "search 0 s"))
+    assert "default architecture" in (result.folder / "model.py").read_text()
+    assert origin(record) == "trained again from scratch"
+
+
+def test_names_cannot_break_out_of_the_card(exported):
+    hostile = "<script>alert(1)</script> | `x` [a](b)\n# title"
+    record = record_of(exported[0].folder)
+    text = card(exported[0], record | {"space": record["space"] | {"name": hostile}}, [], [hostile])
+    assert "<script>" not in text.replace("\\<script\\>", "") and "\n# title" not in text
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("import nas.types\nfrom old import *\n", "source imports the engine"),
+        ("import no_such_package\n", r"ModuleNotFoundError.*no_such_package"),
+        ("import time\ntime.sleep(60)\n", "source did not end within 5 s"),
+    ],
+)
+def test_a_form_that_does_not_run_alone_says_why(result, given, source, words):
+    (result.folder / "old.py").write_text((result.folder / "model.py").read_text())
+    here = f"import sys\nsys.path += [{str(result.folder)!r}, {str(Path(nas.__path__[0]).parent)!r}]\n"
+    (result.folder / "model.py").write_text(here + source)
+    limit_s = 5 if "sleep" in source else 60
+    with pytest.raises(ConfigError, match=words):
+        list(prove(result.folder, ["source"], *given, limit_s=limit_s))
+
+
+def test_another_weight_is_another_model(result, given):
+    pixels, labels, _ = given
+    changed = Pixels(result.network, result.inputs)
+    with torch.no_grad():
+        next(changed.network.parameters()).mul_(1.01)
+    with pytest.raises(MismatchError, match=r"source: logits differ by .* so this form is not the model"):
+        list(prove(result.folder, ["source"], pixels, labels, changed.logits(pixels)))
+
+
+WITHOUT = """#!/bin/sh
+shift
+exec {python} -IB -c 'import runpy, sys
+sys.modules.update(dict.fromkeys({lacks}))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")' "$@"
+"""
+
+
+def test_every_interpreter_proves_what_it_has_the_packages_for(result, task, tmp_path):
+    """These are this one, and lack something."""
+    pythons = {}
+    for name, lacks in (
+        ("first", ["onnxruntime"]),
+        ("second", ["torch"]),
+        ("third", ["torch", "onnxruntime"]),
+    ):
+        pythons[name] = tmp_path / name
+        pythons[name].write_text(WITHOUT.format(python=sys.executable, lacks=str(lacks).replace("'", '"')))
+        pythons[name].chmod(0o755)
+    told = []
+    proofs = bundle(result, task, pythons=[pythons["first"], pythons["second"]], tell=told.append)
+    assert [proof.form for proof in proofs] == ["source", "program", "onnx"]
+    assert f"{pythons['first']} has no onnxruntime, so it leaves onnx" in told
+    bundle(result, task, pythons=[pythons["second"]])
+    assert "model.py was not run: no torch where the forms were run" in card_of(result)
+    with pytest.raises(ConfigError, match="third can run no form; install onnxruntime and torch there"):
+        bundle(result, task, pythons=[pythons["third"]])
     with pytest.raises(ConfigError, match="cannot be run"):
-        installed(tmp_path / "none")
-    with pytest.raises(ConfigError, match="no Python that runs"):
-        installed("/bin/false")
-
-
-def test_a_form_that_does_not_end_is_stopped(exported, task, tmp_path):
-    result, _, _ = exported
-    pixels = pixels_of(task.test.x[:8])
-    (tmp_path / "model.py").write_text("import time\ntime.sleep(60)\n")
-    with pytest.raises(ConfigError, match="source did not end within 1 s"):
-        list(prove(tmp_path, ["source"], pixels, task.test.y[:8], logits(result, pixels), limit_s=1))
-
-
-def found(folder, **settings):
-    heard = Recorder()
-    given = {**SMALL, "trials": 1, "top_k": 1, "seeds": None, "top_k_epochs": None, "export": True} | settings
-    given = {name: value for name, value in given.items() if value is not None}
-    return nas.search("toy", "digits", "random", out=folder, settings=given, progress=heard), heard.notes
+        bundle(result, task, pythons=[tmp_path / "none"])
 
 
 def failing(error):
@@ -231,14 +166,42 @@ def failing(error):
     return bundle
 
 
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        ("write_source", "no model.py: KeyError: 'mine'"),
+        ("write_program", "no model.pt2: KeyError: 'mine'"),
+        (
+            "find_spec",
+            "no model.onnx: it needs onnx, onnxscript, onnxruntime; pip install 'nas-engine[onnx]'",
+        ),
+    ],
+)
+def test_a_form_that_cannot_be_written_leaves_a_note(result, task, monkeypatch, broken, words):
+    given = (lambda _: None) if broken == "find_spec" else failing(KeyError("mine"))
+    monkeypatch.setattr(f"nas.export.formats.{broken}", given)
+    told = []
+    bundle(result, task, tell=told.append)
+    form = words.split(": ")[0].removeprefix("no ")
+    assert told[0].startswith(words) and not (result.folder / form).exists()
+    assert words in card_of(result).replace("\\", "") and check_manifest(result.folder) == []
+
+
+def found(folder, **settings):
+    heard = Recorder()
+    given = SMALL | {"trials": 1, "top_k": 1, "export": True} | settings
+    given = {name: value for name, value in given.items() if name not in ("repeats", "top_k_epochs")}
+    return nas.search("toy", "digits", "random", out=folder, settings=given, progress=heard), heard.notes
+
+
 def test_a_search_succeeds_without_a_bundle_and_its_command_adds_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(at_end, "bundle", failing(ConfigError("export: no room")))
+    monkeypatch.setattr("nas.export.bundle.bundle", failing(ConfigError("export: no room")))
     result, notes = found(tmp_path / "run")
     assert "WARNING: no bundle: export: no room. The run is finished and whole; nas export" in notes[-1]
     assert result.metrics["test_acc"] > 0 and check_manifest(tmp_path / "run") == []
     before = snapshot(tmp_path / "run")
     calls = []
-    monkeypatch.setattr(at_end, "bundle", lambda *given, **_: calls.append(given[0].folder))
+    monkeypatch.setattr("nas.export.bundle.bundle", lambda *given, **_: calls.append(given[0].folder))
     found(tmp_path / "run", export=False)
     assert calls == []
     found(tmp_path / "run")
@@ -246,52 +209,7 @@ def test_a_search_succeeds_without_a_bundle_and_its_command_adds_it(tmp_path, mo
     assert snapshot(tmp_path / "run") == before
 
 
-def test_a_mismatch_fails_the_search_and_leaves_the_run_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(at_end, "bundle", failing(MismatchError("export: onnx differs")))
-    with pytest.raises(MismatchError, match=r"onnx differs.*is finished and whole"):
-        found(tmp_path / "run")
-    assert nas.load_result(tmp_path / "run").metrics["test_acc"] > 0
-
-
-def test_a_bundle_is_the_default_of_a_search():
-    code = "from nas.job.config import Config; print(Config().export)"  # not as the tests have it
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "True\n"
-
-
-def test_a_missing_extra_leaves_out_onnx_and_says_how_to_install_it(exported, tmp_path, monkeypatch):
-    result, _, _ = exported
-    monkeypatch.setattr("nas.bundle.bundle._ONNX", ("no_such_package",))
-    model = Pixels(result.network, result.inputs)
-    forms, notes = _written(tmp_path, model, result, "title")
-    assert forms == ["source", "program"]
-    assert notes == ["no model.onnx: it needs no_such_package; pip install 'nas-engine[onnx]'"]
-
-
-def test_code_that_cannot_be_traced_leaves_a_note(exported, tmp_path, monkeypatch):
-    result, _, _ = exported
-    monkeypatch.setattr("nas.bundle.bundle.exported", failing(KeyError("mine")))
-    forms, notes = _written(tmp_path, Pixels(result.network, result.inputs), result, "title")
-    assert forms == ["source"]
-    assert notes[0].startswith("no model.pt2 and model.onnx: torch.export: KeyError")
-
-
 def test_an_export_waits_for_nobody_in_the_folder(exported):
-    result, _, _ = exported
-    with FolderLock(result.folder):
-        done = CliRunner().invoke(app, ["export", str(result.folder)])
+    with folder_lock(exported[0].folder):
+        done = CliRunner().invoke(app, ["export", str(exported[0].folder)])
     assert (done.exit_code, f"is in use by pid {os.getpid()}" in done.stderr) == (2, True)
-
-
-def test_a_score_that_no_form_reaches_is_refused(exported, task, tmp_path, monkeypatch):
-    result, proofs, _ = exported
-    result = replace(result, folder=copied(result, tmp_path), metrics=dict(result.metrics))
-    monkeypatch.setattr("nas.bundle.bundle.prove", lambda *_, **__: proofs)
-    monkeypatch.setattr("nas.bundle.bundle._written", lambda *_: ([], []))
-    monkeypatch.setitem(result.metrics, "test_acc", result.metrics["test_acc"] - 0.1)
-    with pytest.raises(ConfigError, match="this is not the model that was scored"):
-        bundle(result, task)
-
-
-def test_tolerance_is_stated():
-    assert proof.TOLERANCE <= 1e-4

@@ -3,20 +3,16 @@ import hashlib
 import logging
 import math
 import os
-import shutil
 import struct
-from collections import OrderedDict
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
-from torch import nn
 
-from nas.errors import ConfigError, StorageError
-from nas.training import checkpoint
-from nas.training.checkpoint import TRIES, Checkpoints, load_tensors, pack, save_tensors, saved_steps, unpack
+from nas.errors import ConfigError
+from nas.training.checkpoint import Checkpoints, load_tensors, pack, save_tensors
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 states = st.recursive(
@@ -50,14 +46,6 @@ def same(a, b):
 
 
 @settings(deadline=None, max_examples=50)
-@given(state=states)
-def test_nested_values_come_back_with_their_types(state):
-    tensors, structure = pack(state)
-    assert tensors == {}
-    assert same(unpack(tensors, structure), state)
-
-
-@settings(deadline=None, max_examples=50)
 @given(state=st.dictionaries(st.integers() | st.text(), states, max_size=3))
 def test_nested_values_come_back_from_disk(tmp_path_factory, state):
     checkpoints = Checkpoints(tmp_path_factory.getbasetemp() / "hypothesis")
@@ -87,73 +75,9 @@ def test_tensors_of_every_kind_come_back(tmp_path):
     loaded["mask"][0] = False  # what was loaded can be trained on
 
 
-def test_packed_tensors_are_copies_on_the_cpu():
-    weight = nn.Parameter(torch.zeros(2))
-    tensors, structure = pack(OrderedDict(weight=weight))
-    with torch.no_grad():
-        weight += 1
-    back = unpack(tensors, structure)
-    assert type(back) is dict
-    assert back["weight"].tolist() == [0, 0]
-    assert not back["weight"].requires_grad
-
-
-@pytest.mark.parametrize(
-    ("state", "message"),
-    [
-        ({"a": [1, {2}]}, r"state\['a'\]\[1\]: it is a set"),
-        ({"a": {1.5: 0}}, "its key 1.5 is a float"),
-        ({"a": {True: 0}}, "its key True is a bool"),
-        ({"a": torch.float32}, "dtype"),
-    ],
-)
-def test_other_types_are_refused_with_their_place(state, message):
-    with pytest.raises(TypeError, match=message):
-        pack(state)
-
-
-def build(make_optimizer):
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
-    optimizer = make_optimizer(network.parameters())
-    return network, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
-
-
-def train(network, optimizer, scheduler, steps):
-    for step in steps:
-        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
-        optimizer.zero_grad()
-        network(x).square().mean().backward()
-        optimizer.step()
-        scheduler.step()
-
-
-@pytest.mark.parametrize(
-    "make_optimizer",
-    [
-        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=3e-4, nesterov=True),
-        lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.5, 0.999), amsgrad=True),
-        lambda p: torch.optim.AdamW(p, lr=torch.tensor(0.01)),
-    ],
-    ids=["sgd", "adam", "adamw"],
-)
-def test_resumed_training_equals_uninterrupted_training(tmp_path, make_optimizer):
-    whole = build(make_optimizer)
-    train(*whole, range(12))
-
-    parts = build(make_optimizer)
-    train(*parts, range(5))
-    state = [part.state_dict() for part in parts]
-    Checkpoints(tmp_path).save(5, {"parts": state})
-
-    resumed = build(make_optimizer)
-    step, loaded = Checkpoints(tmp_path).load()
-    assert same(loaded["parts"][1], state[1])
-    for part, saved in zip(resumed, loaded["parts"], strict=True):
-        part.load_state_dict(saved)
-    train(*resumed, range(step, 12))
-    for a, b in zip(whole, resumed, strict=True):
-        assert same(pack(a.state_dict()), pack(b.state_dict()))
+def test_other_types_are_refused():
+    with pytest.raises(TypeError, match="a dtype"):
+        pack({"a": [1, torch.float32]})
 
 
 def test_newest_are_kept(tmp_path):
@@ -162,9 +86,6 @@ def test_newest_are_kept(tmp_path):
         checkpoints.save(step, {"step": step})
     assert [path.name[:14] for path in sorted(tmp_path.iterdir())] == [f"step-{i:09d}" for i in (3, 4, 5)]
     assert checkpoints.load() == (5, {"step": 5})
-    checkpoints.clear()
-    assert checkpoints.load() is None
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_going_back_ends_the_later_steps(tmp_path):
@@ -176,18 +97,6 @@ def test_going_back_ends_the_later_steps(tmp_path):
     checkpoints.save(15, {"again": 2})
     assert checkpoints.load() == (15, {"again": 2})
     assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_nothing_saved_loads_nothing(tmp_path):
-    assert Checkpoints(tmp_path / "absent").load() is None
-    Checkpoints(tmp_path / "absent").clear()
-
-
-def test_bad_settings_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="keep is 0"):
-        Checkpoints(tmp_path, keep=0)
-    with pytest.raises(ValueError, match="step is -1"):
-        Checkpoints(tmp_path).save(-1, {})
 
 
 def flip(data, bit):
@@ -223,34 +132,13 @@ def test_damaged_checkpoint_falls_back_to_the_previous(tmp_path, caplog, damage)
     assert checkpoints.load()[0] == 2
 
 
-def test_all_damaged_loads_nothing(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    for step in (1, 2):
-        checkpoints.save(step, {}).write_bytes(b"")
-    assert checkpoints.load() is None
-
-
-@settings(deadline=None, max_examples=50)
-@given(bit=st.integers(0, 8 * 300))
-def test_any_flipped_bit_is_noticed(tmp_path_factory, bit):
-    checkpoints = Checkpoints(tmp_path_factory.getbasetemp() / "bits")
-    path = checkpoints.save(7, {"w": torch.arange(8), "lr": 0.1})
-    data = bytearray(path.read_bytes())
-    flip(data, bit % (8 * len(data)))
-    path.write_bytes(data)
-    assert checkpoints.load() is None
-
-
-@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_full_disk_keeps_the_earlier_checkpoints(tmp_path, monkeypatch, call):
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(1, {"w": torch.ones(3)})
     before = sorted(tmp_path.iterdir())
-    write = os.write
 
     def fail(*arguments):
-        if call == "write":
-            write(arguments[0], bytes(arguments[1][:10]))
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
@@ -263,35 +151,17 @@ def test_full_disk_keeps_the_earlier_checkpoints(tmp_path, monkeypatch, call):
     assert checkpoints.load()[0] == 2
 
 
-def test_stale_temporaries_are_removed(tmp_path):
-    (tmp_path / ".tmp-0123456789abcdef.safetensors").write_bytes(b"half a checkpoint")
-    path = Checkpoints(tmp_path).save(1, {})
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_checkpoint_of_another_format_is_an_error(tmp_path):
     path = Checkpoints(tmp_path).save(1, {})
-    data = save({}, {"checkpoint": "2", "structure": "{}"})
+    data = save({}, {"checkpoint": "1", "structure": "{}"})
     write_as_checkpoint(path, data)
-    with pytest.raises(ConfigError, match="format '2'"):
+    with pytest.raises(ConfigError, match="format '1'"):
         Checkpoints(tmp_path).load()
 
 
 def write_as_checkpoint(path, data):
     path.unlink()
     path.with_name(f"step-000000001-{hashlib.sha256(data).hexdigest()[:16]}.safetensors").write_bytes(data)
-
-
-def test_saved_steps_are_those_of_the_newest_checkpoint_of_each_training(tmp_path):
-    assert saved_steps(tmp_path / "nothing") == 0
-    one, other = Checkpoints(tmp_path / "rung-0"), Checkpoints(tmp_path / "lr-0.1" / "rung-0")
-    for step in (3, 7, 12):
-        one.save(step, {})
-    assert saved_steps(tmp_path) == 12
-    other.save(2, {})
-    assert saved_steps(tmp_path) == 14
-    (tmp_path / "rung-0" / "step-000000099-damaged.safetensors").touch()
-    assert saved_steps(tmp_path) == 14
 
 
 def test_save_and_load_tensors(tmp_path):
@@ -315,34 +185,3 @@ def test_loading_what_is_not_safetensors_names_the_file(tmp_path, data):
     path.unlink()
     with pytest.raises(ConfigError, match=r"cannot read .*model\.safetensors: No such file"):
         load_tensors(path)
-
-
-def test_one_that_another_process_removes_while_it_is_written_is_written_again(tmp_path, monkeypatch):
-    """A worker that lost its trial without knowing may still tidy up where its successor writes."""
-    checkpoints, replace, left = Checkpoints(tmp_path / "trial"), os.replace, [2]
-
-    def late(source, target):
-        if left[0] > 0:
-            left[0] -= 1
-            shutil.rmtree(tmp_path / "trial")
-        return replace(source, target)
-
-    monkeypatch.setattr(os, "replace", late)
-    checkpoints.save(3, {"n": 3})
-    assert left == [0] and checkpoints.load() == (3, {"n": 3})
-    left[0] = TRIES
-    with pytest.raises(StorageError, match="No such file"):
-        checkpoints.save(4, {"n": 4})
-
-
-def test_tensors_are_written_as_arrays_to_the_same_bytes(tmp_path, monkeypatch):
-    """Of thousands, the library writes arrays in a third of the time that it takes for tensors."""
-    kinds = (torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool)
-    tensors = {
-        f"{kind} {shape}": torch.ones(shape, dtype=kind) for kind in kinds for shape in ((), (0,), (2, 3))
-    }
-    tensors["last"] = torch.arange(24.0).view(1, 2, 3, 4).contiguous(memory_format=torch.channels_last)
-    expected = save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"a": "b"})
-    monkeypatch.setattr(checkpoint, "save", lambda *_: pytest.fail("written as tensors"))
-    save_tensors(tmp_path / "x.safetensors", tensors, {"a": "b"})
-    assert (tmp_path / "x.safetensors").read_bytes() == expected

@@ -1,26 +1,20 @@
-"""`nas.ImageClassifier` by the conventions of scikit-learn, and within its time."""
+"""What is particular to `nas.ImageClassifier`; what its users see is in tests/behaviour/test_budgets.py."""
 
-import copy
 import math
-import os
 import pickle
-import signal
-import threading
 
 import numpy as np
 import pytest
-import torch
-from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import nas
 from nas import ImageClassifier
-from nas.budget.allocation import allows_audit
-from nas.bundle.bundle import record_of
-from nas.data.images import Layout, layout, rows_of
+from nas.data.preprocessing import PixelLayout, layout
 from nas.errors import ConfigError
-from nas.training.accuracy import evaluate
+from nas.export.bundle import record_of
+from nas.run.budget import allows_audit
+from nas.training.evaluate import evaluate
 
 FAST = {
     "search_images": 100,
@@ -32,8 +26,7 @@ FAST = {
 }
 X, NUMBERS = load_digits(return_X_y=True)
 IMAGES = (X.reshape(-1, 8, 8) * 15).astype(np.uint8)[:300]
-NAMES = np.array(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
-NAMES = NAMES[NUMBERS][:300]
+NUMBERS = NUMBERS[:300]
 
 
 def classifier(**more):
@@ -45,35 +38,14 @@ def classifier(**more):
 
 @pytest.fixture(scope="module")
 def fitted():
-    return classifier().fit(IMAGES[:200], NAMES[:200])
-
-
-def test_labels_of_any_kind_come_back(fitted):
-    found = fitted.predict(IMAGES[200:])
-    assert set(found) <= set(NAMES) and fitted.classes_.tolist() == sorted(set(NAMES))
-    assert fitted.score(IMAGES[200:], NAMES[200:]) == (found == NAMES[200:]).mean()
-    shares = fitted.predict_proba(IMAGES[200:])
-    assert shares.shape == (100, 10) and np.allclose(shares.sum(1), 1)
-    assert (fitted.classes_[shares.argmax(1)] == found).all()
-
-
-def test_all_forms_of_the_same_images_are_the_same(fitted):
-    wanted = fitted.predict_proba(IMAGES[:9])
-    for same in (
-        IMAGES[:9, ..., None],
-        IMAGES[:9, None],
-        IMAGES[:9].reshape(9, -1),
-        torch.from_numpy(IMAGES[:9, None]),
-        IMAGES[:9].tolist(),
-    ):
-        assert fitted.n_features_in_ == 64 and fitted.predict_proba(same) == pytest.approx(wanted, abs=1e-6)
+    return classifier().fit(IMAGES[:200], NUMBERS[:200])
 
 
 def test_images_are_audited_where_there_is_time(fitted):
     doubled = np.concatenate([IMAGES[:90], IMAGES[:5]])
     settings = {name: value for name, value in FAST.items() if name != "audit"}
     model = ImageClassifier("1m", space="toy", method="random", settings=settings)
-    model.fit(doubled, np.concatenate([NAMES[:90], NAMES[:5]]))
+    model.fit(doubled, np.concatenate([NUMBERS[:90], NUMBERS[:5]]))
     copies = model.audit_["suspects"]["duplicate"] + model.audit_["suspects"]["leak"]
     assert copies >= 5
     assert fitted.audit_ is None
@@ -83,23 +55,15 @@ def test_images_are_audited_where_there_is_time(fitted):
     assert not allows_audit(few, 20.0) and allows_audit(few, 60.0)
 
 
-def test_what_was_learned_is_kept(fitted):
-    wanted = fitted.predict_proba(IMAGES[:9])
-    for same in (pickle.loads(pickle.dumps(fitted)), copy.deepcopy(fitted)):
-        assert (same.predict_proba(IMAGES[:9]) == wanted).all()
-        assert same.result_.folder != fitted.result_.folder
-        assert same.result_.metrics == fitted.result_.metrics and len(same.result_.history) == 1
-        assert len(same.task_.test) == 20 and not len(same.task_.train) and not len(same.task_.val)
-        for split in (fitted.task_.train, fitted.task_.val):
-            assert split.x.untyped_storage().nbytes() == split.y.untyped_storage().nbytes() == 0
-    assert not hasattr(clone(fitted), "result_") and clone(fitted).get_params() == fitted.get_params()
-
-
-def test_its_folder_goes_with_it():
-    made = pickle.loads(pickle.dumps(classifier(time_budget=0.2).fit(IMAGES[:60], NUMBERS[:60] % 2)))
-    folder = made.result_.folder
+def test_a_copy_has_a_folder_of_its_own_and_no_images_but_those_of_the_test(fitted):
+    same = pickle.loads(pickle.dumps(fitted))
+    assert same.result_.folder != fitted.result_.folder and len(same.result_.history) == 1
+    assert len(same.task_.test) == 20 and not len(same.task_.train) and not len(same.task_.val)
+    for split in (fitted.task_.train, fitted.task_.val):
+        assert split.x.untyped_storage().nbytes() == split.y.untyped_storage().nbytes() == 0
+    folder = same.result_.folder
     assert folder.exists()
-    del made
+    del same
     assert not folder.exists()
 
 
@@ -118,83 +82,16 @@ def test_the_model_can_be_exported(fitted, tmp_path, monkeypatch):
         fitted.export(tmp_path / "file")
 
 
-def test_a_folder_of_its_own_stays_and_is_gone_on_with(tmp_path):
-    first = classifier(out=tmp_path / "run", settings={"pictures": False}).fit(IMAGES, NAMES)
-    assert (tmp_path / "run" / "architecture.json").exists()
-    again = classifier(out=tmp_path / "run", settings={"pictures": False}).fit(IMAGES, NAMES)
-    assert again.result_.metrics == first.result_.metrics
-
-
-def test_ctrl_c_delivers_what_there_is(monkeypatch):
-    monkeypatch.setattr("nas.classifier.GRACE_S", 0.5)
-    before = signal.getsignal(signal.SIGINT)
-    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    made = classifier(time_budget="1h", settings={"trials": 10**6, "fidelity": "epochs=1"})
-    made.fit(IMAGES, NAMES)
-    timer.cancel()
-    assert made.predict(IMAGES[:3]).shape == (3,)
-    assert signal.getsignal(signal.SIGINT) is before
-
-
 @pytest.mark.parametrize(
-    ("x", "y", "words"),
+    ("settings", "words"),
     [
-        (IMAGES[:20], ["a"] * 20, "y has one class, 'a'"),
-        (IMAGES[:4], ["a", "a", "a", "b"], "class 'b' has 1 image, wanted at least 3"),
-        (np.zeros((9, 8, 8, 8, 8)), [0] * 9, "dim 5"),
-        (np.zeros((9, 7, 8, 9)), [0] * 9, "wanted images"),
-        (IMAGES[:9], [0] * 8, "inconsistent numbers of samples"),
-        (np.full((9, 8, 8), np.nan), [0, 1, 2] * 3, "NaN"),
+        ({"method": "darts"}, "method is 'darts'"),
+        ({"budget": "1h"}, "budget is given, but fit keeps to time_budget"),
     ],
 )
-def test_bad_images_and_labels_are_refused_in_words(x, y, words):
-    with pytest.raises(ValueError, match=words):
-        classifier().fit(x, y)
-
-
-def test_other_images_than_those_of_fit_are_refused(fitted):
-    with pytest.raises(ValueError, match=r"images \(16, 4, 1\)"):
-        fitted.predict(IMAGES[:3].reshape(3, 16, 4))
-    with pytest.raises(ValueError, match="63 features"):
-        fitted.predict(X[:3, :63])
-    with pytest.raises(ValueError, match=r"pixels from -1 to .* expecting bytes, 0 to 255"):
-        fitted.predict(IMAGES[:3].astype(np.float32) - 1)
-
-
-@pytest.mark.parametrize("budget", [0, -1, "soon", float("nan"), float("inf"), True])
-def test_a_time_that_is_none_is_refused(budget):
-    with pytest.raises(ConfigError, match="time_budget is"):
-        classifier(time_budget=budget).fit(IMAGES, NAMES)
-
-
-def test_settings_that_contradict_are_refused():
-    with pytest.raises(ConfigError, match="method is 'darts'"):
-        classifier(settings={"method": "darts"}).fit(IMAGES, NAMES)
-
-
-def test_a_budget_beside_the_time_is_refused():
-    with pytest.raises(ConfigError, match="budget is given, but fit keeps to time_budget"):
-        classifier(settings={"budget": "1h"}).fit(IMAGES, NAMES)
-
-
-def test_which_axis_is_that_of_the_channels():
-    last, first, both = (9, 6, 5, 3), (9, 3, 6, 5), (9, 3, 4, 2)
-    assert rows_of(np.zeros(last))[1] == rows_of(np.zeros(first))[1] == (6, 5, 3)
-    assert rows_of(np.zeros(both))[1] == (3, 4, 2) and rows_of(torch.zeros(both))[1] == (4, 2, 3)
-    assert rows_of(np.zeros((9, 4)))[1] is None
-
-
-@pytest.mark.parametrize(("features", "side"), [(64, 8), (100, 10), (784, 28)])
-def test_rows_of_pixels_become_square_images(features, side):
-    made = layout(None, features)
-    rows = np.arange(2 * features).reshape(2, -1)
-    assert made.shape == (side, side, 1) and made.flat
-    assert (made.shaped(rows).reshape(2, -1) == rows).all()
-
-
-def test_it_is_a_public_name():
-    assert nas.ImageClassifier is ImageClassifier
+def test_settings_that_contradict_are_refused(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        classifier(settings=settings).fit(IMAGES, NUMBERS)
 
 
 # -- the checks of scikit-learn ----------------------------------------------------------------------------
@@ -208,7 +105,7 @@ UNHURRIED = "check_fit_idempotent"
 """Fits twice and wants the same."""
 
 
-class Filled(Layout):
+class Filled(PixelLayout):
     """Rows of any number of features as square images, filled up with zeros."""
 
     @classmethod

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nas.errors import ConfigError
-from nas.files.tomlfile import MAX_BYTES, override, read_toml, write_toml
-from nas.job.arguments import with_names
-from nas.job.config import Config, make_config
+from nas.files.atomic import MAX_BYTES, override, read_toml, write_toml
+from nas.run.config import make_config
+from nas.run.preparation import with_names
 
 
 def refused(values):
@@ -42,17 +42,12 @@ def unreadable(tmp_path, content):
         ({"epochs": 0}, "epochs is 0: input should be greater than or equal to 1"),
         ({"workers": "lots"}, "settings: workers is 'lots': wanted a whole number from 0 to 1024, or auto"),
         ({"workers": -1}, "workers is -1: wanted a whole number from 0 to 1024, or auto"),
-        ({"epochs": -1}, "epochs is -1"),
         ({"epochs": True}, "epochs is True: wanted a number"),
         ({"epochs": float("nan")}, "epochs is nan"),
-        ({"epochs": [1]}, "epochs is [1]"),
-        ({"top_k": 0}, "top_k is 0"),
         ({"seed": -1}, "seed is -1"),
-        ({"seed": 2**63}, "seed is 9223372036854775808"),
         ({"seed": "x"}, "seed is 'x'"),
         ({"budget": 0}, "budget is 0"),
         ({"budget": "soon"}, 'wanted a time such as "90s", "30m" or "1.5h"'),
-        ({"budget": "-5m"}, "wanted a time"),
         (
             {"memory": "lots", "method": "darts"},
             'memory is \'lots\': wanted a size such as "8GiB" or "500MB"',
@@ -61,11 +56,9 @@ def unreadable(tmp_path, content):
         ({"budget": False}, "budget is False: wanted a number"),
         ({"search_images": -1}, "search_images is -1"),
         ({"space": False}, "write text in quotes"),
-        ({"task": 3}, "task is 3"),
         ({"trial": 3}, "trial is 3"),
         ({"trial": {"lr": float("inf")}}, "trial.lr is inf: wanted a finite number"),
         ({"trial": {"lr": [1]}}, "trial.lr is [1]: wanted text, a number, true or false"),
-        ({"trial": {"lr": None}}, "trial.lr is None"),
         ({"space_settings": {"a": {"b": 1}}}, "wanted text, a number, true or false"),
     ],
 )
@@ -76,10 +69,6 @@ def test_wrong_values_are_refused_with_what_was_wanted(values, words):
 def test_every_wrong_value_is_named_at_once():
     message = refused({"epochs": 0, "top_k": -1, "seed": "x"})
     assert all(word in message for word in ("epochs is 0", "top_k is -1", "seed is 'x'"))
-
-
-def test_a_refusal_fits_on_a_screen():
-    assert len(refused({"epochs": "x" * 100_000})) < 300
 
 
 @pytest.mark.parametrize(
@@ -101,37 +90,23 @@ def test_numbers_may_be_written_in_several_ways(name, given, taken):
     assert (found, type(found)) == (taken, type(taken))
 
 
-def test_a_config_is_frozen():
-    with pytest.raises(ValueError, match="frozen"):
-        make_config({}).epochs = 3
-
-
 @pytest.mark.parametrize(
     "values",
     [
         {"method": "darts", "trials": 3},
-        {"method": "darts2", "evaluator": "shared"},
         {"method": "random", "alphas": {"lr": 1.0}},
         {"method": "random", "method_settings": {"parts": 2}},
-        {"method": "random", "guard": False},
-        {"method": "random", "selection": "perturbation"},
-        {"method": "random", "memory": "8GiB"},
-        {"method": "random", "seed_alphas": "results/x"},
         {"method": "random", "warm_start": "parent"},
         {"method": "evolution", "warm_start": "supernet"},
         {"method": "evolution", "sharing": {"sampling": "fair"}},
         {"method": "darts", "latency_table": "x.json"},
         {"method": "spos", "scheduler": "hyperband"},
-        {"method": "spos", "fidelity": "epochs=3"},
         {"method": "evolution", "search": {"lr": 0.1}},
-        {"method": "evolution", "shared": {"lr": 0.1}},
         {"method": "darts", "objective": ["-params"]},
-        {"method": "darts", "scheduler": "hyperband"},
         {"method": "evolution", "evaluator": "shared", "scheduler": "hyperband"},
-        {"method": "evolution", "ladder": "epochs=1; epochs=2"},
+        {"method": "evolution", "rungs": "epochs=1; epochs=2"},
         {"method": "evolution", "scheduler": "hyperband", "early_stop": 0.1},
         {"method": "evolution", "calibration": "results/c"},
-        {"method": "darts", "searcher": {"population": 3}},
     ],
 )
 def test_settings_that_the_method_does_not_read_are_refused(values):
@@ -161,11 +136,9 @@ def test_what_a_method_does_not_read_says_which_methods_do():
     assert refused({"trials": 3}).endswith("choose a method by trials, e.g. 'evolution'")
     assert refused({"guard": False, "method": "random"}).endswith("by gradients, e.g. 'darts'")
     assert refused({"sharing": {"sampling": "fair"}, "method": "darts"}).endswith("weights, e.g. 'spos'")
-    assert refused({"guard": False, "guards": {"skip_cap": 1}, "method": "darts"}).endswith("remove it")
-
-
-def test_settings_that_say_nothing_are_not_refused():
-    assert make_config({"method": "darts", "trials": None, "searcher": {}}).trials is None
+    assert refused({"guard": False, "guard_settings": {"skip_cap": 1}, "method": "darts"}).endswith(
+        "remove it"
+    )
 
 
 def test_arguments_and_settings_may_agree_but_not_differ():
@@ -182,13 +155,11 @@ def test_arguments_and_settings_may_agree_but_not_differ():
     ("text", "value"),
     [
         ("epochs=3", 3),
-        ("epochs = 3", 3),
         ("preset=quick", "quick"),
         ('preset="quick"', "quick"),
         ("task=npz:/a/b=c.npz", "npz:/a/b=c.npz"),
         ("x=true", True),
         ("x=no", "no"),
-        ("x=", ""),
         ("x=1e-3", 1e-3),
     ],
 )
@@ -213,52 +184,22 @@ def test_a_malformed_assignment_is_refused(text):
         override({}, [text])
 
 
-def test_an_assignment_into_a_plain_setting_is_refused():
-    with pytest.raises(ConfigError, match="'seed' is no table"):
-        override({"seed": 3}, ["seed.x=3"])
-
-
-def test_an_assignment_of_a_deep_nest_is_plain_text():
-    nest = "[" * 50_000
-    assert override({}, [f"trial.lr={nest}"]) == {"trial": {"lr": nest}}
-
-
 # -- files -----------------------------------------------------------------------------------------------
-
-
-def test_a_missing_file_is_named_with_the_folder_it_was_looked_for_in(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError) as caught:
-        read_toml(tmp_path / "none.toml")
-    assert str(tmp_path / "none.toml") in str(caught.value)
-    assert f"from {tmp_path}" in str(caught.value)
-
-
-@pytest.mark.parametrize("name", [".", "x" * 300, "c.toml/inside"])
-def test_what_is_no_file_is_refused(tmp_path, name):
-    (tmp_path / "c.toml").touch()
-    with pytest.raises(ConfigError, match=r"no config file|cannot read config file"):
-        read_toml(tmp_path / name)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         ("", "empty config"),
-        (" \n\t\n", "empty config"),
-        ("# trials = 3\n", "empty config"),
         ("- a\n- b\n", "line 1, column 3"),
         ("seed = 1\nepochs = = 2\n", "line 2, column 10"),
         ("epochs: 3\nseed: 1\n", "the file looks like YAML, but configs are TOML: key = value"),
         ("seed = 1\nseed = 2\n", "Cannot overwrite a value (at line 2"),
         ("[trial]\nlr = 1\n[trial]\nlr = 2\n", "Cannot declare ('trial',) twice"),
         (b"task = 'caf\xe9'\n", "not UTF-8 at byte 11"),
-        (b"\xff\xfes\x00", "not UTF-8 at byte 0"),
         ("a = " + "[" * 100_000, "nested deeper than"),
-        ("a = " + "{x=" * 300, "nested deeper than"),
         ("a" + ".a" * 400_000 + " = 1", "nested deeper than"),
-        (b"#" * (MAX_BYTES + 1), "but a config has at most"),
-        ("lr = !!python/object/apply:os.system ['true']", "line 1"),
+        (b"#" * (MAX_BYTES + 1), "that such a file may have"),
         ("a = '\x00'", "line 1"),
     ],
 )
@@ -268,23 +209,11 @@ def test_a_file_that_is_no_toml_is_refused_with_the_place_in_bounded_time(tmp_pa
     assert time.process_time() - start < 5
 
 
-def test_a_deep_table_is_refused_in_few_words(tmp_path):
-    message = refused(read(tmp_path, "space_settings" + ".a" * 90 + " = 1"))
-    assert "wanted text, a number, true or false" in message
-    assert len(message) < 300
-
-
 @pytest.mark.parametrize(
     "text", ["\ufeffseed = 3\r\n[trial]\r\nlr = 0.5\r\n", "seed = 3\ntrial = {lr = 0.5}"]
 )
 def test_marks_and_line_ends_of_other_systems_are_taken(tmp_path, text):
     assert read(tmp_path, text) == {"seed": 3, "trial": {"lr": 0.5}}
-
-
-def test_rows_of_dots_are_no_deep_keys(tmp_path):
-    assert read(tmp_path, f"# {'.' * 200}\nseed = 3\n") == {"seed": 3}
-    path = "../" * 60 + "space.py:make"
-    assert read(tmp_path, f'space = "{path}"') == {"space": path}
 
 
 SCALARS = st.one_of(st.text(), st.integers(), st.booleans(), st.floats(allow_nan=False, allow_infinity=False))
@@ -297,23 +226,3 @@ def test_what_is_written_is_read_back(tmp_path_factory, values, name):
     everything = {**values, name: values} if values else {"seed": 1}
     path.write_text(write_toml(everything), newline="")
     assert read_toml(path) == everything
-
-
-def test_a_config_comes_back_the_same(tmp_path):
-    config = make_config(
-        {
-            "method": "evolution",
-            "budget": "30m",
-            "searcher": {"population": 5},
-            "space_settings": {"a b": 'q"\\\x7f\n', "ü": 1e-30},
-            "trial": {"nesterov": False, "lr": 0.5},
-        }
-    )
-    assert make_config(read(tmp_path, write_toml(config.model_dump()))) == config
-    assert make_config(read(tmp_path, write_toml(Config().model_dump()))) == Config()
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), [1], object()])
-def test_only_scalars_are_written(value):
-    with pytest.raises(ConfigError, match="wanted"):
-        write_toml({"a": value})

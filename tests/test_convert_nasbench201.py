@@ -1,17 +1,13 @@
 """The converted official results are a table that the engine reads."""
 
-import csv
-import gzip
 import importlib.util
-import sys
-import types
 from pathlib import Path
 
 import pytest
 
 import nas
-from nas.benchmarks.nasbench201 import DATASETS, load_nasbench201
-from nas.registry import load
+from nas.evaluate.benchmarks import DATASETS, load_nasbench201
+from nas.space.loading import load
 
 FILE = Path(nas.__file__).parent.parent / "scripts" / "convert_nasbench201.py"
 SPACE = load("nasbench201")
@@ -96,40 +92,3 @@ def test_the_engine_reads_the_converted_table(converted, dataset, valid, test):
             assert figures["macs"] == 1e6 * (1 + index / 8)
         factor = DATASETS[dataset].seconds
         assert benchmark.seconds(CELLS[index], 12) == pytest.approx(factor * (index + 200) * 12 / 200)
-
-
-def test_rows_keep_the_official_order(script, tmp_path):
-    script.convert(Api(CELLS[5:2:-1]), tmp_path / "some.csv.gz")
-    with gzip.open(tmp_path / "some.csv.gz", "rt", newline="") as file:
-        found = [SPACE.notation.read(row["arch"]) for row in csv.DictReader(file)]
-    assert found == CELLS[5:2:-1]
-
-
-@pytest.mark.parametrize(
-    ("name", "package", "wheel"),
-    [
-        ("NAS-Bench-201-v1_1-096897.pth", "nas_201_api", "nas-bench-201"),
-        ("NATS-tss", "nats_bench", "nats_bench"),
-    ],
-)
-def test_a_package_that_is_not_there_is_named(script, monkeypatch, name, package, wheel):
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(SystemExit, match=f"{name} is read by the package {package}; pip install {wheel}"):
-        script.open_api(Path(name))
-
-
-def test_each_kind_of_results_is_opened_by_its_own_package(script, monkeypatch, tmp_path):
-    calls = []
-
-    def opens(*arguments, **named):
-        calls.append((*arguments, named))
-        return calls[-1]
-
-    old, new = types.ModuleType("nas_201_api"), types.ModuleType("nats_bench")
-    old.NASBench201API = new.create = opens
-    monkeypatch.setitem(sys.modules, "nas_201_api", old)
-    monkeypatch.setitem(sys.modules, "nats_bench", new)
-    assert script.open_api(Path("a.pth")) == ("a.pth", {"verbose": False})
-    folder = {"fast_mode": True, "verbose": False}
-    assert script.open_api(tmp_path) == (str(tmp_path), "tss", folder)
-    assert script.open_api(Path("a.pbz2")) == ("a.pbz2", "tss", folder | {"fast_mode": False})

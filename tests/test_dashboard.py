@@ -1,5 +1,6 @@
 """The live view over HTTP: the report follows the run, Optuna shows its trials, nothing can be changed."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -12,11 +13,9 @@ from jobs import SMALL, Recorder
 from typer.testing import CliRunner
 
 import nas
-from nas.cli import app
-from nas.cli import dashboard as command
-from nas.dashboard.live import Live
-from nas.dashboard.server import serve
+from nas.__main__ import app
 from nas.errors import ConfigError
+from nas.show.dashboard import Live, serve
 
 
 @pytest.fixture(scope="module")
@@ -34,114 +33,84 @@ def run(tmp_path_factory):
     return folder
 
 
-class Page:
-    """A served view, and what it answers."""
+@contextlib.contextmanager
+def served(view):
+    """What asks a view over HTTP while it is served, and its port."""
+    begun, stop, urls = threading.Event(), threading.Event(), []
 
-    def __init__(self, view):
-        self.stopped, self.urls, begun = False, [], threading.Event()
+    def ready(url):
+        urls.append(url)
+        begun.set()
 
-        def ready(url):
-            self.urls.append(url)
-            begun.set()
+    work = {"ready": ready, "stop": stop.is_set}
+    thread = threading.Thread(target=serve, args=(view, "127.0.0.1", 0), kwargs=work)
+    thread.start()
+    assert begun.wait(60)
+    port = int(urls[0].split(":")[2].strip("/"))
 
-        work = {"ready": ready, "stop": lambda: self.stopped}
-        self.thread = threading.Thread(target=serve, args=(view, "127.0.0.1", 0), kwargs=work)
-        self.thread.start()
-        assert begun.wait(60)
-        self.port = int(self.urls[0].split(":")[2].strip("/"))
-
-    def get(self, path, method="GET", host="127.0.0.1"):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            connection.request(method, path, headers={"Host": f"{host}:{self.port}"})
+    def get(path, method="GET", host="127.0.0.1"):
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+            connection.request(method, path, headers={"Host": f"{host}:{port}"})
             answer = connection.getresponse()
             return answer.status, answer.read().decode()
-        finally:
-            connection.close()
 
-    def close(self):
-        self.stopped = True
-        self.thread.join(10)
-        assert not self.thread.is_alive()
+    yield get, port
+    stop.set()
+    thread.join(10)
+    assert not thread.is_alive()
 
 
-@pytest.fixture(scope="module")
-def drawn():
-    return []
+def test_the_report_is_drawn_anew_when_the_run_has_changed(run):
+    drawn = []
 
-
-@pytest.fixture(scope="module")
-def page(run, drawn):
     def render(folder):
         drawn.append(folder)
         return f"<p>report {len(drawn)} of {folder.name}"
 
-    found = Page(Live(run, render))
-    yield found
-    found.close()
+    with served(Live(run, render)) as (get, _):
+        status, shell = get("/")
+        assert status == 200 and 'src="/report"' in shell
+        first = json.loads(get("/state")[1])
+        assert first["run"] == "run"
+        assert get("/report")[1] == get("/report")[1] == "<p>report 1 of run"
+        (run / "metrics.json").write_text("{}")
+        assert json.loads(get("/state")[1])["state"] != first["state"]
+        assert get("/report")[1] == "<p>report 2 of run"
+        (run / "metrics.json").unlink()
 
 
-def test_the_report_is_drawn_anew_when_the_run_has_changed(page, run, drawn):
-    status, shell = page.get("/")
-    assert status == 200 and 'src="/report"' in shell
-    first = json.loads(page.get("/state")[1])
-    assert first["run"] == "run"
-    assert page.get("/report")[1] == page.get("/report")[1] == f"<p>report {len(drawn)} of run"
-    before = len(drawn)
-    (run / "metrics.json").write_text("{}")
-    assert json.loads(page.get("/state")[1])["state"] != first["state"]
-    assert page.get("/report")[1] == f"<p>report {before + 1} of run"
-    (run / "metrics.json").unlink()
-
-
-def test_the_trials_are_shown_in_optunas_dashboard(page):
+def test_the_trials_are_shown_in_optunas_dashboard_and_cannot_be_changed(run):
     pytest.importorskip("optuna_dashboard", reason="needs the extra dashboard")
-    status, text = page.get("/dashboard")
-    assert status == 200 and "<script" in text
-    (study,) = json.loads(page.get("/api/studies")[1])["study_summaries"]
-    assert study["study_name"] == "search"
-    trials = json.loads(page.get(f"/api/studies/{study['study_id']}")[1])["trials"]
-    assert [trial["state"] for trial in trials][:2] == ["Complete", "Complete"]
+    with served(Live(run, str)) as (get, _):
+        status, text = get("/dashboard")
+        assert status == 200 and "<script" in text
+        (study,) = json.loads(get("/api/studies")[1])["study_summaries"]
+        assert study["study_name"] == "search"
+        trials = json.loads(get(f"/api/studies/{study['study_id']}")[1])["trials"]
+        assert [trial["state"] for trial in trials][:2] == ["Complete", "Complete"]
+        for method in ("POST", "PUT", "DELETE"):
+            assert get(f"/api/studies/{study['study_id']}", method)[0] == 405
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
-def test_nothing_can_be_changed(page, method):
-    assert page.get("/api/studies/0", method)[0] == 405
-
-
-def test_pages_of_other_sites_are_refused(page):
-    assert page.get("/state", host="evil.example")[0] == 403
-    assert page.get("/state", host="localhost")[0] == 200
+def test_pages_of_other_sites_and_a_port_in_use_are_refused(run):
+    with served(Live(run, str)) as (get, port):
+        assert get("/state", host="evil.example")[0] == 403
+        assert get("/state", host="localhost")[0] == 200
+        with pytest.raises(ConfigError, match="choose another --port"):
+            serve(Live(run, str), "127.0.0.1", port, ready=lambda _: None, stop=lambda: True)
 
 
 def test_a_run_without_trials_says_so_and_a_folder_that_goes_is_no_traceback(tmp_path):
     (tmp_path / "run").mkdir()
-    page = Page(Live(tmp_path / "run", lambda _: "report"))
-    try:
-        assert page.get("/dashboard")[0] == 503 and "no trials yet" in page.get("/dashboard")[1]
+    with served(Live(tmp_path / "run", lambda _: "report")) as (get, _):
+        assert get("/dashboard")[0] == 503 and "no trials yet" in get("/dashboard")[1]
         (tmp_path / "run").rmdir()
-        assert page.get("/state")[0] == 503
-    finally:
-        page.close()
-
-
-def test_a_port_in_use_is_said(page, run):
-    with pytest.raises(ConfigError, match="choose another --port"):
-        serve(Live(run, str), "127.0.0.1", page.port, ready=lambda _: None, stop=lambda: True)
-
-
-def test_a_folder_without_a_run_and_a_missing_package_are_said(run, tmp_path, monkeypatch):
-    missing = CliRunner().invoke(app, ["dashboard", str(tmp_path / "nowhere")])
-    assert missing.exit_code == 2 and "holds no run" in missing.output
-    monkeypatch.setattr(command, "find_spec", lambda _: None)
-    bare = CliRunner().invoke(app, ["dashboard", str(run)])
-    assert bare.exit_code == 2 and "pip install 'nas-engine[dashboard]'" in bare.output
+        assert get("/state")[0] == 503
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_serves_the_report_until_it_is_asked_to_stop(run, number, monkeypatch):
     pytest.importorskip("optuna_dashboard", reason="needs the extra dashboard")
-    pytest.importorskip("nas.report.page", reason="needs the report")
     seen = []
 
     def look(url):
@@ -157,10 +126,9 @@ def test_the_command_serves_the_report_until_it_is_asked_to_stop(run, number, mo
 
 def test_other_machines_are_let_in_with_a_warning_only(run, monkeypatch):
     pytest.importorskip("optuna_dashboard", reason="needs the extra dashboard")
-    served = []
-    monkeypatch.setattr("nas.dashboard.server.serve", lambda live, host, port, **_: served.append(live.local))
-    monkeypatch.setattr(command, "_renderer", lambda space: str)
+    seen = []
+    monkeypatch.setattr("nas.show.dashboard.serve", lambda live, host, port, **_: seen.append(live.local))
     open_to_all = CliRunner().invoke(app, ["dashboard", str(run), "--host", "0.0.0.0"])
     assert "WARNING" in open_to_all.output and "password" in open_to_all.output
     assert "WARNING" not in CliRunner().invoke(app, ["dashboard", str(run)]).output
-    assert served == [False, True]
+    assert seen == [False, True]

@@ -10,21 +10,20 @@ import numpy as np
 import pytest
 import torch
 from ranks import make_plain_space, make_task, started, together
+from trainings import train, train_shared
 
 from nas.errors import ConfigError, DataError
-from nas.oneshot import differentiable, fewshot
-from nas.oneshot.method import PUBLISHED
+from nas.oneshot.darts_pt import ByPerturbation
 from nas.oneshot.methods import METHODS
-from nas.oneshot.selection import ByPerturbation
-from nas.oneshot.singlepath import Sharing, train_shared
-from nas.oneshot.stages import Progressive
+from nas.oneshot.path_training import SAMPLINGS, uniform
+from nas.oneshot.progressive import Progressive
+from nas.oneshot.search import search
 from nas.oneshot.supernet import Supernet
-from nas.registry import load
 from nas.seeding import isolated
+from nas.space.loading import load
 from nas.training.checkpoint import Checkpoints
-from nas.training.recipe import Recipe
-from nas.training.team import ALONE, Alone
-from nas.training.train import train
+from nas.training.ddp import ALONE, Team
+from nas.training.recipe import DARTS_SEARCH, Recipe
 
 # What float32 rounds differently when a batch is summed in two parts; a wrong gradient is off by far more.
 CLOSE = {"rtol": 2e-4, "atol": 2e-5}
@@ -38,9 +37,9 @@ def make_toy():
 def searched(team, space, name, *, images=96, data_seed=0, epochs=2, parts=None, **options):
     """The curve of a search, the alphas and weights at its end, and the architecture."""
     task, method = make_task(images=images, seed=data_seed), METHODS[name]()
-    weights = dataclasses.replace(PUBLISHED, epochs=epochs, batch=16)
+    weights = dataclasses.replace(DARTS_SEARCH, epochs=epochs, batch=16)
     method = dataclasses.replace(method, weights=weights, **(parts or {}))
-    outcome = differentiable.search(space, task, method, seed=5, team=team, **options)
+    outcome = search(space, task, method, seed=5, team=team, **options)
     supernet = outcome.supernet
     return {
         "loss": [epoch.train_loss for epoch in outcome.epochs],
@@ -76,32 +75,16 @@ def test_two_ranks_search_like_one_process_with_the_whole_batch():
         assert first["selected"] == alone[name]["selected"]
 
 
-def retrained(team, recipe, *, checkpoints=None, images=96, space=make_plain_space):
+def retrain_in_parts(team, batch):
     with isolated(0, "init"):
-        network = space().network((0, 1, 0))
-    curve = train(
-        network,
-        make_task(images=images),
-        recipe,
-        seed=3,
-        evaluate_on=make_task().val,
-        checkpoints=checkpoints,
-        team=team,
-    )
+        network = make_plain_space().network((0, 1, 0))
+    recipe, task = dataclasses.replace(RETRAIN, batch=batch), make_task()
+    curve = train(network, task, recipe, seed=3, evaluate_on=task.val, team=team)
     weights = torch.cat([p.detach().flatten() for p in network.parameters()]).numpy()
-    return {
-        "loss": curve.train_loss,
-        "val_acc": curve.val_acc,
-        "weights": weights,
-        "state": {name: value.numpy() for name, value in network.state_dict().items()},
-    }
+    return {"loss": curve.train_loss, "val_acc": curve.val_score, "weights": weights}
 
 
 RETRAIN = Recipe(epochs=3, batch=16, lr=0.05, weight_decay=1e-3, clip=1.0, mixup=0.2, ema=0.9, cutout=2)
-
-
-def retrain_in_parts(team, batch):
-    return retrained(team, dataclasses.replace(RETRAIN, batch=batch))
 
 
 @pytest.mark.parametrize("batch", [16, 13])
@@ -113,29 +96,6 @@ def test_two_ranks_train_like_one_process_whether_or_not_the_batch_divides_evenl
     np.testing.assert_array_equal(first["weights"], second["weights"])
     np.testing.assert_allclose(first["loss"], alone["loss"], **CLOSE)
     np.testing.assert_allclose(first["weights"], alone["weights"], **CLOSE)
-
-
-def share_weights(team, sampling, splits):
-    space = make_toy()
-    with isolated(0, "init"):
-        supernet = Supernet(space)
-    recipe = Recipe(epochs=2, batch=16, lr=0.05, weight_decay=1e-3)
-    shared = fewshot.train(
-        supernet, make_task(), recipe, Sharing(sampling, splits=splits, calibration=16), seed=3, team=team
-    )
-    parts = [p.detach().flatten() for part in shared.supernets.values() for p in part.parameters()]
-    return shared.split, torch.cat(parts).numpy()
-
-
-def share_weights_in_every_way(team):
-    return [share_weights(team, "uniform", 1), share_weights(team, "fair", 0)]
-
-
-def test_ranks_share_the_drawn_paths_and_the_splits_of_a_supernet():
-    found = together(share_weights_in_every_way, size=3)
-    for ours, theirs in zip(found[0], found[2], strict=True):
-        assert ours[0] == theirs[0]
-        np.testing.assert_array_equal(ours[1], theirs[1])
 
 
 def search_with_batch_norm(team):
@@ -170,25 +130,15 @@ def draw_apart(team):
     """Rank 2 takes another path than rank 0 in step 3."""
     steps = itertools.count()
 
-    def within(genotype):
+    def stray(space, draw, image_shape):
+        (genotype,) = uniform(space, draw, image_shape)
         strays = team.rank == 2 and next(steps) == 3
-        return (1 - min(1, genotype[0]), *genotype[1:]) if strays else genotype
+        return [(1 - min(1, genotype[0]), *genotype[1:])] if strays else [genotype]
 
     recipe = Recipe(epochs=1, batch=8, lr=0.05, weight_decay=0.0)
-    train_shared(Supernet(make_toy()), make_task(), recipe, seed=3, within=within, team=team)
-
-
-def mix_apart(team):
-    """One bit of one alpha of rank 1 is flipped after three steps."""
-
-    def stop():
-        if team.rank == 1 and next(steps) == 3:
-            bits = found[0].alphas[0].data.view(torch.int32)
-            bits[0, 0] ^= 1
-        return False
-
-    steps, found = itertools.count(), []
-    searched(team, make_plain_space(), "darts", stop=stop, prepare=found.append)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SAMPLINGS, "uniform", stray)
+        train_shared(Supernet(make_toy()), make_task(), recipe, seed=3, team=team)
 
 
 def learn_apart(team):
@@ -212,7 +162,6 @@ def see_other_data(team):
     ("target", "size", "words"),
     [
         (draw_apart, 3, "train, step 3: rank 2 does not agree with rank 0"),
-        (mix_apart, 2, "search, alphas of step 3: rank 1 does not agree with rank 0"),
         (learn_apart, 2, "train, after step 6: rank 1 does not agree with rank 0"),
     ],
 )
@@ -267,8 +216,8 @@ def die(team, folder, victim, at):
             os.kill(os.getpid(), signal.SIGKILL)
         return False
 
-    checkpoints = Checkpoints(folder) if team.leads else None
-    return searched(team, make_toy(), "darts", checkpoints=checkpoints, checkpoint_seconds=0, stop=stop)
+    checkpoints = Checkpoints(folder, every_s=0) if team.leads else None
+    return searched(team, make_toy(), "darts", checkpoints=checkpoints, stop=stop)
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +233,7 @@ def test_a_killed_rank_ends_all_and_the_next_start_ends_where_an_undisturbed_one
     assert ranks[victim].outcome() == ("exit", -signal.SIGKILL)
     _, error, text = ranks[1 - victim].outcome()
     assert error == "RankError" and "another of 2 ranks is lost" in text
-    for found in together(die, tmp_path, victim, -1, store=ranks[0].store, attempt=1):
+    for found in together(die, tmp_path, victim, -1):
         assert_same(found, undisturbed)
 
 
@@ -304,23 +253,13 @@ def test_all_stop_after_the_same_step_when_one_is_told_to(tmp_path):
     assert step == 2
 
 
-def test_a_batch_that_leaves_a_rank_one_image_is_refused():
-    class Team(Alone):
-        def __init__(self):
-            self.rank, self.size, self.local = 0, 4, 0
-
+def test_a_batch_is_divided_into_parts_of_at_least_two_images():
+    for count in (6, 7, 8):
+        teams, batch = [Team(rank, 3) for rank in range(3)], torch.arange(count)
+        parts = [batch[team.part(count)] for team in teams]
+        assert torch.equal(torch.cat(parts), batch)
+        assert max(map(len, parts)) == teams[0].images(count) <= min(map(len, parts)) + 1
     with pytest.raises(
         ConfigError, match="a batch of 7 leaves 4 ranks fewer than 2 images each; use a batch"
     ):
-        retrained(Team(), dataclasses.replace(RETRAIN, batch=7))
-
-
-@pytest.mark.parametrize("count", [4, 7, 8])
-def test_the_parts_of_a_batch_are_the_batch(count):
-    teams = [Alone() for _ in range(3)]
-    for rank, team in enumerate(teams):
-        team.rank, team.size = rank, 3
-    batch = torch.arange(count)
-    parts = [team.part(batch) for team in teams]
-    assert torch.equal(torch.cat(parts), batch)
-    assert max(map(len, parts)) == teams[0].images(count) <= min(map(len, parts)) + 1
+        Team(0, 4).images(7)

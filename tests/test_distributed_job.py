@@ -14,14 +14,13 @@ from ranks import started, together
 from typer.testing import CliRunner
 
 import nas
-from nas.cli import app, main
+from nas.__main__ import app, main
 from nas.results.result import load_result
 from nas.training.checkpoint import Checkpoints
-from nas.training.distributed import joined
-from nas.training.team import ALONE
+from nas.training.ddp import ALONE, joined
 
 SETTINGS = {**TINY, "epochs": 12, "top_k": 1, "search_images": 64}
-del SETTINGS["seeds"], SETTINGS["top_k_epochs"], SETTINGS["trial"]
+del SETTINGS["repeats"], SETTINGS["top_k_epochs"], SETTINGS["trial"]
 COMMAND = ["search", "--space", "toy", "--task", "digits", "--method", "darts", *options(SETTINGS)]
 
 
@@ -58,8 +57,8 @@ def test_every_rank_has_the_result_and_rank_0_alone_speaks(whole):
 
 
 def test_trials_on_shared_weights_and_a_retraining_use_all_ranks(tmp_path):
-    settings = {**TINY, "trials": 3, "sharing": {"splits": 1, "calibration": 16}, "seeds": 1}
-    settings |= {"epochs": 8, "shared": {"batch": 10, "lr": 0.2}}  # with less it learns nothing
+    settings = {**TINY, "trials": 3, "sharing": {"calibration": 16}, "repeats": 1}
+    settings |= {"epochs": 8, "supernet": {"batch": 10, "lr": 0.2}}  # with less it learns nothing
     found = together(job, tmp_path / "run", ("toy", "digits", "spos"), settings, limit_s=None)
     assert [name for name, *_ in found[0][0]] == ["supernet", "search", "re-evaluation", "retrain"]
     assert_equal_weights(found[0][4], found[1][4])
@@ -68,7 +67,8 @@ def test_trials_on_shared_weights_and_a_retraining_use_all_ranks(tmp_path):
 
 
 def retrain(team, source, folder):
-    result = nas.retrain(source, "digits", out=folder, settings={"retrain": {"epochs": 1}})
+    settings = {"export": False, "pictures": False, "retrain": {"epochs": 1}}
+    result = nas.retrain(source, "digits", out=folder, settings=settings)
     return result.genotype, result.metrics["test_acc"]
 
 

@@ -1,23 +1,19 @@
-"""Architectures as numbers: paths and counts by hand, what isomorphism keeps, and crossover's groups."""
+"""Architectures as numbers: paths and counts by hand, and what isomorphism keeps."""
 
 import json
 from collections import Counter
 
-import networkx as nx
 import numpy as np
 import pytest
 from torch import nn
 
-from nas.architectures import encodings
-from nas.architectures.encodings import crossover_groups, features, option_counts, path_counts
-from nas.cell import Cell
-from nas.graph import architecture_hash, cell_graphs
-from nas.registry import load
 from nas.seeding import rng
-from nas.space import Space
-from spaces.darts import from_literal
-from spaces.nasbench101 import from_json
-from spaces.nasbench201 import from_string
+from nas.space.encodings import features, path_counts
+from nas.space.graph import architecture_hash
+from nas.space.loading import load
+from nas.space.space import Space
+from nas.spaces.nasbench101 import from_json
+from nas.spaces.nasbench201 import from_string
 
 TOY, CELLS, DARTS, VERTICES = (load(name) for name in ("toy", "nasbench201", "darts", "nasbench101"))
 ONE, THREE, POOL = "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"
@@ -71,14 +67,6 @@ def test_paths_of_a_cell_by_hand(cell, paths):
     assert found == expected
 
 
-def test_isomorphic_cells_have_equal_paths():
-    """Nodes 1 and 2 exchanged."""
-    first = from_string(f"|{ONE}~0|+|{POOL}~0|none~1|+|none~0|{THREE}~1|{ONE}~2|")
-    second = from_string(f"|{POOL}~0|+|{ONE}~0|none~1|+|none~0|{ONE}~1|{THREE}~2|")
-    assert first != second
-    assert path_counts(CELLS, first) == path_counts(CELLS, second)
-
-
 def test_equal_hashes_mean_equal_paths():
     classes = {}
     for parent in drawn(CELLS, 60):
@@ -91,41 +79,6 @@ def test_equal_hashes_mean_equal_paths():
         assert all(other == first for other in others)
 
 
-@pytest.mark.parametrize("space", [TOY, CELLS, DARTS, VERTICES], ids=lambda space: space.name)
-def test_as_many_paths_as_walking_them_one_by_one_finds(space):
-    for genotype in drawn(space, 10):
-        total = 0
-        for graph in cell_graphs(space, genotype).values():
-            ends = {
-                role: [n for n, d in graph.nodes(data=True) if d["role"] == role]
-                for role in ("input", "output")
-            }
-            for source in ends["input"]:
-                total += sum(len(list(nx.all_simple_paths(graph, source, sink))) for sink in ends["output"])
-        assert path_counts(space, genotype).total() == total
-
-
-def test_paths_of_a_published_cell_with_two_inputs():
-    text = """Genotype(
-        normal=[('sep_conv_3x3', 0), ('skip_connect', 1), ('sep_conv_5x5', 0), ('max_pool_3x3', 2),
-                ('skip_connect', 0), ('skip_connect', 1), ('skip_connect', 0), ('dil_conv_3x3', 1)],
-        reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1), ('max_pool_3x3', 0), ('max_pool_3x3', 1),
-                ('max_pool_3x3', 0), ('max_pool_3x3', 1), ('max_pool_3x3', 0), ('max_pool_3x3', 1)])"""
-    normal = {
-        ("in0", "sep_conv_3x3"): 1,
-        ("in1",): 2,
-        ("in0", "sep_conv_5x5"): 1,
-        ("in0", "sep_conv_3x3", "max_pool_3x3"): 1,
-        ("in1", "max_pool_3x3"): 1,
-        ("in0",): 2,
-        ("in1", "dil_conv_3x3"): 1,
-    }
-    reduce = {(source, "max_pool_3x3"): 4 for source in ("in0", "in1")}
-    expected = {("normal", *path): n for path, n in normal.items()}
-    expected |= {("reduce", *path): n for path, n in reduce.items()}
-    assert path_counts(DARTS, from_literal(text)) == expected
-
-
 def test_paths_where_operations_stand_on_vertices():
     """Input to 1 (3x3) to output, to 1 to 2 (pool) to output, and to output at once."""
     matrix = [[0, 1, 0, 1], [0, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0]]
@@ -135,37 +88,7 @@ def test_paths_where_operations_stand_on_vertices():
     assert path_counts(VERTICES, genotype) == {("cell", *path): 1 for path in paths}
 
 
-def test_isomorphic_cells_of_vertices_have_equal_paths():
-    def cell(first, second):
-        """Input to two vertices side by side, of which the second feeds the output at once too."""
-        edges = [(0, first), (0, second), (first, 3), (second, 3), (3, 4), (second, 4)]
-        matrix = [[int((src, dst) in edges) for dst in range(5)] for src in range(5)]
-        ops = {first: "conv1x1-bn-relu", second: "maxpool3x3", 3: "conv3x3-bn-relu"}
-        return from_json(json.dumps({"matrix": matrix, "ops": ["input", ops[1], ops[2], ops[3], "output"]}))
-
-    assert cell(1, 2) != cell(2, 1)
-    assert path_counts(VERTICES, cell(1, 2)) == path_counts(VERTICES, cell(2, 1))
-
-
-def test_a_space_without_cells_is_one_path():
-    assert path_counts(CHAIN, (0, 1)) == {("network", "in", "one", "three"): 1}
-    assert path_counts(DEEP, (1, 1, 0)) == {("network", "in", "three", "one"): 1}
-
-
-def test_of_too_many_paths_the_shortest_and_then_the_first_by_name_are_kept(monkeypatch):
-    monkeypatch.setattr(encodings, "MAX_PATHS", 2)
-    cell = f"|{ONE}~0|+|{POOL}~0|{THREE}~1|+|{THREE}~0|{ONE}~1|{POOL}~2|"
-    counts = path_counts(load("nasbench201"), from_string(cell))
-    assert counts == {("cell", "in0", THREE): 1, ("cell", "in0", POOL, POOL): 1}
-
-
 # -- features -----------------------------------------------------------------------------------------
-
-
-def test_options_are_counted_by_name():
-    genotype = from_string(f"|{ONE}~0|+|{POOL}~0|{THREE}~1|+|{THREE}~0|none~1|none~2|")
-    # avg_pool_3x3, none, nor_conv_1x1, nor_conv_3x3, skip_connect
-    assert option_counts(CELLS, genotype).tolist() == [1, 2, 1, 2, 0]
 
 
 @pytest.mark.parametrize("space", [TOY, CELLS, DARTS, VERTICES, CHAIN, DEEP], ids=lambda space: space.name)
@@ -174,56 +97,7 @@ def test_features_are_options_counts_and_paths(space):
     one_hot, counts, paths = features(space, genotypes)
     for i, genotype in enumerate(genotypes):
         assert np.array_equal(one_hot[i], np.concatenate(space.one_hot(genotype)))
-        assert np.array_equal(counts[i], option_counts(space, genotype))
         assert sorted(paths[i][paths[i] > 0]) == sorted(path_counts(space, genotype).values())
     assert one_hot.sum(1).tolist() == counts.sum(1).tolist() == [len(space.decisions)] * 5
     again = features(space, genotypes[::-1])
     assert all(np.array_equal(a[::-1], b) for a, b in zip(again, (one_hot, counts, paths), strict=True))
-
-
-def test_cells_without_any_path_have_features_too():
-    *_, paths = features(CELLS, [(0,) * 6, (0,) * 6])
-    assert paths.tolist() == [[0.0], [0.0]]
-
-
-# -- crossover ----------------------------------------------------------------------------------------
-
-
-def test_the_edges_into_one_node_belong_together():
-    assert sorted(crossover_groups(CELLS)) == [[0], [1, 2], [3, 4, 5]]
-    groups = [[DARTS.decisions[i].name for i in group] for group in crossover_groups(DARTS)]
-    expected = [
-        [f"{kind}/{src}->{dst}" for src in range(dst)] for kind in ("normal", "reduce") for dst in range(2, 6)
-    ]
-    assert sorted(groups) == sorted(expected)
-
-
-@pytest.mark.parametrize("space", [CHAIN, DEEP, VERTICES], ids=lambda space: space.name)
-def test_decisions_outside_cells_of_edges_stand_alone(space):
-    assert sorted(crossover_groups(space)) == [[i] for i in range(len(space.decisions))]
-
-
-def test_every_decision_is_in_one_group_where_cells_and_others_mix():
-    def build(choose):
-        options = {"id": nn.Identity, "conv": lambda: nn.Conv2d(3, 3, 1)}
-        cell = Cell("cell", 1, 2, lambda i, j: choose.op(f"{i}->{j}", options))
-        return nn.Sequential(choose.op("stem", options), cell, choose.op("head", options))
-
-    space = Space("mixed", build)
-    names = [{space.decisions[i].name for i in group} for group in crossover_groups(space)]
-    assert sorted(map(sorted, names)) == [["0->1"], ["0->2", "1->2"], ["head"], ["stem"]]
-
-
-def test_crossover_by_groups_takes_the_inputs_of_a_node_from_one_parent():
-    groups = crossover_groups(DARTS)
-    mother, father = DARTS.sample(rng(0)), DARTS.sample(rng(1))
-    mixed = set()
-    for seed in range(50):
-        child = DARTS.cross(mother, father, rng(2, seed), groups=groups)
-        sides = []
-        for group in groups:
-            own = [child[i] for i in group]
-            assert own in ([mother[i] for i in group], [father[i] for i in group])
-            sides.append(own == [mother[i] for i in group])
-        mixed.add(tuple(sides))
-    assert len(mixed) > 30

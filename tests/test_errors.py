@@ -3,8 +3,8 @@
 import pytest
 
 from nas.errors import unknown
-from nas.job.config import Config
-from nas.job.method_names import METHODS
+from nas.run.config import Config
+from nas.searchers.method_names import METHODS
 
 SPACES = ("darts", "nasbench101", "nasbench201", "toy")
 
@@ -26,20 +26,3 @@ SPACES = ("darts", "nasbench101", "nasbench201", "toy")
 )
 def test_a_name_that_is_near_is_proposed(known, got, meant):
     assert unknown("name", got, known) == f"no name {got!r}; did you mean {meant}?"
-
-
-@pytest.mark.parametrize(
-    ("known", "got"),
-    [
-        (SPACES, "results"),
-        (SPACES, "resnet"),
-        (SPACES, "mobilenet"),
-        (METHODS, "anneal"),
-        (METHODS, "bayesian"),
-        (METHODS, "gradient"),
-        (Config.model_fields, "learning_rate"),
-        (Config.model_fields, "cuda"),
-    ],
-)
-def test_where_no_name_is_near_those_that_are_known_are_listed(known, got):
-    assert unknown("name", got, known).startswith(f"no name {got!r}; known: {min(known)}, ")

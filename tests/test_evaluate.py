@@ -5,19 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from nas.errors import ConfigError, TrialError
-from nas.evaluation.evaluators import Cached, Inherited, Trained, affordable
-from nas.graph import architecture_hash
-from nas.oneshot.supernet import Supernet
-from nas.registry import load
-from nas.space import Space
-from nas.task import load_task
-from nas.training.accuracy import predictions
-from nas.training.needs import memory_bytes, require_memory
+from nas.data.loading import load_task
+from nas.errors import Stopped, TrialError
+from nas.evaluate.trained import Trained, affordable
+from nas.space.loading import load
+from nas.space.space import Space
 from nas.training.recipe import Recipe
-from nas.training.resumable import Stopped
 from nas.types import Trial
-from nas.user_code import user_errors
 
 TASK = load_task("digits").reduced(128)
 TOY = load("toy", width=4)
@@ -54,12 +48,6 @@ class Mean(nn.Module):
         return x.mean((1, 2, 3))[:, None].expand(-1, 10)
 
 
-def failure(space, *, genotype=None, recipe=RECIPE):
-    with pytest.raises(TrialError) as caught:
-        Trained(space, TASK, recipe)(Trial(0, genotype or (0,) * len(space.decisions), 1), rng())
-    return caught.value
-
-
 # -- trained ---------------------------------------------------------------------------------------------
 
 
@@ -68,31 +56,6 @@ def test_trained_measures_and_counts():
     assert metrics.keys() == {"val_acc", "val_loss", "train_loss", "params", "macs", "epochs_trained"}
     assert 0 <= metrics["val_acc"] <= 1
     assert metrics["params"] == affordable(TOY, (2, 2, 2), TASK).params
-
-
-def test_trained_depends_on_its_arguments_alone():
-    evaluate = Trained(TOY, TASK, RECIPE)
-    first = evaluate(Trial(0, (2, 0, 2), 1), rng(3))
-    torch.manual_seed(99)
-    assert evaluate(Trial(0, (2, 0, 2), 1), rng(3)) == first
-    assert evaluate(Trial(0, (2, 0, 2), 1), rng(4)) != first
-
-
-def test_trained_trains_for_the_fidelity():
-    evaluate = Trained(TOY, TASK, RECIPE)
-    one, five = (evaluate(Trial(0, (2, 2, 2), epochs), rng()) for epochs in (1, 5))
-    assert five["train_loss"] < one["train_loss"]
-
-
-def test_a_stopped_trial_goes_on_where_it_was(tmp_path):
-    trial = Trial(4, (2, 2, 2), 2)
-    asked = iter([False] * 3 + [True])
-    with pytest.raises(Stopped):
-        Trained(TOY, TASK, RECIPE, folder=tmp_path, stop=lambda: next(asked))(trial, rng())
-    assert list((tmp_path / "trial-4").iterdir())
-    resumed = Trained(TOY, TASK, RECIPE, folder=tmp_path)(trial, rng())
-    assert resumed == Trained(TOY, TASK, RECIPE)(trial, rng())
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_trial_leaves_no_checkpoint_behind(tmp_path):
@@ -113,249 +76,42 @@ def test_a_failed_trial_leaves_no_checkpoint_behind(tmp_path):
 # -- trained no further than it is worth ------------------------------------------------------------------
 
 
-def test_a_hopeless_trial_ends_early_and_says_so():
-    asked = []
-
-    def hopeless(accuracies, epochs):
-        asked.append((len(accuracies), epochs))
-        return len(accuracies) == 2
-
-    metrics = Trained(TOY, TASK, RECIPE, hopeless=hopeless)(Trial(0, (2, 2, 2), 5), rng())
-    assert asked == [(1, 5), (2, 5)]
-    assert metrics["epochs_trained"] == 2
-
-
-def test_a_hopeful_trial_is_the_same_as_one_that_nobody_asks_about():
-    asked = Trained(TOY, TASK, RECIPE, hopeless=lambda *_: False)(Trial(0, (2, 2, 2), 4), rng())
-    assert asked == Trained(TOY, TASK, RECIPE)(Trial(0, (2, 2, 2), 4), rng())
-    assert asked["epochs_trained"] == 4
-
-
-@pytest.mark.parametrize("steps", range(1, 12, 2))
+@pytest.mark.parametrize("steps", [1, 4, 8, 11])
 def test_an_early_stopped_trial_goes_on_where_it_was(tmp_path, steps):
     def hopeless(accuracies, epochs):
         return len(accuracies) == 3
 
     trial, left = Trial(0, (2, 2, 2), 6), [False] * steps
     stop = lambda: left.pop() if left else True  # noqa: E731
-    expected = Trained(TOY, TASK, RECIPE, hopeless=hopeless)(trial, rng())
+    expected = Trained(TOY, TASK, RECIPE)(trial, rng(), should_stop=hopeless)
     with pytest.raises(Stopped):
-        Trained(TOY, TASK, RECIPE, folder=tmp_path, hopeless=hopeless, stop=stop)(trial, rng())
+        Trained(TOY, TASK, RECIPE, folder=tmp_path, stop=stop)(trial, rng(), should_stop=hopeless)
         raise Stopped("ended before the stop")
-    resumed = Trained(TOY, TASK, RECIPE, folder=tmp_path, hopeless=hopeless)(trial, rng())
+    resumed = Trained(TOY, TASK, RECIPE, folder=tmp_path)(trial, rng(), should_stop=hopeless)
     assert resumed == expected
     assert resumed["epochs_trained"] == 3
     assert not list(tmp_path.iterdir())
 
 
-def test_a_trial_killed_between_its_checkpoint_and_the_question_is_asked_again(tmp_path):
-    def dies(accuracies, epochs):
-        if len(accuracies) == 2:
-            raise KeyboardInterrupt
-        return False
-
-    trial = Trial(0, (2, 2, 2), 5)
-    with pytest.raises(KeyboardInterrupt):
-        Trained(TOY, TASK, RECIPE, folder=tmp_path, hopeless=dies)(trial, rng())
-    resumed = Trained(TOY, TASK, RECIPE, folder=tmp_path, hopeless=lambda a, _: len(a) == 2)(trial, rng())
-    assert resumed["epochs_trained"] == 2
-
-
-def test_the_judge_sees_every_trained_network():
-    seen = []
-    metrics = Trained(TOY, TASK, RECIPE, judge=lambda trial, network: seen.append((trial.number, network)))(
-        Trial(7, (2, 2, 2), 1), rng()
-    )
-    ((number, network),) = seen
-    assert number == 7
-    hits = predictions(network, TASK, TASK.val) == TASK.val.y
-    assert hits.float().mean().item() == pytest.approx(metrics["val_acc"])
-
-
-def test_a_shape_mismatch_is_a_failed_build():
-    error = failure(chosen(a=lambda: nn.Conv2d(3, 4, 1)))
-    assert error.reason == "build"
-    assert "images of (1, 8, 8) fail" in str(error)
-
-
-def test_a_constructor_that_raises_is_a_failed_build():
-    space = chosen(works=Mean, fails=lambda: nn.Conv2d(1, -4, 1))
-    assert failure(space, genotype=(1,)).reason == "build"
-
-
-def test_wrong_logits_are_a_failed_build():
-    error = failure(chosen(a=lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 7))))
-    assert error.reason == "build"
-    assert "logits (32, 7), wanted (32, 10)" in str(error)
-
-
 @pytest.mark.parametrize(
-    "error", [KeyError("k"), AssertionError("no"), AttributeError("a"), ZeroDivisionError(), IndexError(3)]
+    ("reason", "words", "make"),
+    [
+        ("build", r"images of \(1, 8, 8\) fail", lambda: nn.Conv2d(3, 4, 1)),
+        ("build", "build failed", lambda: nn.Conv2d(1, -4, 1)),
+        (
+            "build",
+            r"outputs \(32, 7\), wanted \(32, 10\)",
+            lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 7)),
+        ),
+        ("no-grad", "no trainable parameter", Mean),
+        ("error", "KeyError.*raise self.error", lambda: Raises(KeyError("k"))),
+        ("error", "ZeroDivisionError.*raise self.error", lambda: Raises(ZeroDivisionError())),
+    ],
 )
-def test_whatever_a_module_raises_fails_the_trial_and_names_the_line(error):
-    found = failure(chosen(a=lambda: Raises(error)))
-    assert found.reason == "error"
-    assert type(error).__name__ in str(found)
-    assert "raise self.error" in str(found)
-
-
-def test_a_network_without_parameters_has_no_gradient():
-    assert failure(chosen(a=Mean)).reason == "no-grad"
-
-
-def test_a_network_whose_loss_needs_no_parameter_has_no_gradient():
-    class Unused(Mean):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.zeros(1))
-
-    assert failure(chosen(a=Unused)).reason == "no-grad"
-
-
-def test_divergence_fails_the_trial():
-    error = failure(TOY, recipe=dataclasses.replace(RECIPE, lr=1e30))
-    assert error.reason == "nan"
-
-
-def test_ten_billion_parameters_are_rejected_without_taking_memory():
-    class Huge(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.empty(100_000, 100_000))
-            if not self.weight.is_meta:
-                raise MemoryError("allocated")
-
-        def forward(self, x):
-            return (x.mean((1, 2, 3))[:, None] * self.weight[0, 0]).expand(-1, 10)
-
-    error = failure(chosen(a=Huge))
-    assert error.reason == "oom"
-    assert "10,000,000,000 parameters need 111.8 GiB to train, the device has" in str(error)
-
-
-def test_memory_is_asked_of_the_device(monkeypatch):
-    total = memory_bytes(torch.device("cpu"))
-    assert 2**27 < total < 2**50
-    require_memory(total // 12, torch.device("cpu"))
-    with pytest.raises(TrialError, match="GiB to train"):
-        require_memory(total // 12 + 1, torch.device("cpu"))
+def test_whatever_is_wrong_with_a_network_fails_its_trial_with_a_reason(reason, words, make):
+    with pytest.raises(TrialError, match=words) as caught:
+        Trained(chosen(works=Mean, a=make), TASK, RECIPE)(Trial(0, (1,), 1), rng())
+    assert caught.value.reason == reason
 
 
 # -- inherited -------------------------------------------------------------------------------------------
-
-
-def supernet():
-    torch.manual_seed(3)
-    return Supernet(TOY)
-
-
-def test_inherited_leaves_the_supernet_as_it_was():
-    net = supernet().train()
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    modes = {name: module.training for name, module in net.named_modules()}
-    Inherited(net, TASK)(Trial(0, (2, 1, 0), 0), rng())
-    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
-    assert {name: module.training for name, module in net.named_modules()} == modes
-    assert all(parameter.grad is None for parameter in net.parameters())
-
-
-def test_inherited_does_not_depend_on_what_was_asked_before():
-    evaluate = Inherited(supernet(), TASK)
-    first = evaluate(Trial(0, (2, 1, 0), 0), rng())
-    evaluate(Trial(1, (0, 0, 2), 0), rng(1))
-    assert evaluate(Trial(0, (2, 1, 0), 0), rng()) == first
-
-
-def test_inherited_tells_architectures_apart_by_the_shared_weights():
-    evaluate = Inherited(supernet(), TASK)
-    losses = {evaluate(Trial(0, g, 0), rng())["val_loss"] for g in [(2, 2, 2), (1, 1, 1), (0, 1, 2)]}
-    assert len(losses) == 3
-
-
-def test_inherited_counts_what_the_stand_alone_network_costs():
-    metrics = Inherited(supernet(), TASK)(Trial(0, (2, 2, 2), 0), rng())
-    assert metrics.keys() == {"val_acc", "val_loss", "params", "macs"}
-    assert metrics["params"] == affordable(TOY, (2, 2, 2), TASK).params
-
-
-# -- cached ----------------------------------------------------------------------------------------------
-
-
-class Counting:
-    def __init__(self):
-        self.asked = []
-
-    def __call__(self, trial, rng):
-        self.asked.append(trial.genotype)
-        return {"val_acc": 1.0 / len(self.asked)}
-
-
-def test_isomorphic_architectures_are_measured_once():
-    bench = load("nasbench201", width=4, cells=1, in_channels=1)
-    first, second = (3, 0, 0, 0, 3, 0), (0, 3, 0, 0, 0, 3)
-    assert architecture_hash(bench, first) == architecture_hash(bench, second)
-    measure, history = Counting(), []
-    cached = Cached(measure, bench, history)
-    history.append(Trial(0, first, 0, "done", cached(Trial(0, first, 0), rng())))
-    assert cached(Trial(1, second, 0), rng(1)) == {"val_acc": 1.0}
-    assert measure.asked == [first]
-
-
-def test_a_result_that_came_after_the_proposal_is_not_looked_up():
-    """Whoever evaluates the trial, and whenever, must find the same."""
-    history = [
-        Trial(0, (2, 2, 2), 0, "done", {"val_acc": 0.7}),
-        Trial(2, (2, 2, 2), 0, "done", {"val_acc": 0.8}),
-    ]
-    measure = Counting()
-    cached = Cached(measure, TOY, history)
-    assert cached(Trial(1, (2, 2, 2), 0, beside=(0,)), rng()) == {"val_acc": 1.0}
-    assert cached(Trial(1, (2, 2, 2), 0), rng()) == {"val_acc": 0.7}
-
-
-def test_what_another_study_measured_counts_first():
-    others = [Trial(5, (2, 2, 2), 0, "done", {"val_acc": 0.4})]
-    history = [Trial(0, (2, 2, 2), 0, "done", {"val_acc": 0.7})]
-    assert Cached(Counting(), TOY, history, others=others)(Trial(1, (2, 2, 2), 0), rng()) == {"val_acc": 0.4}
-
-
-def test_another_fidelity_is_another_measurement():
-    measure = Counting()
-    cached = Cached(measure, TOY, [])
-    assert cached(Trial(0, (2, 2, 2), 1), rng()) != cached(Trial(1, (2, 2, 2), 2), rng())
-
-
-def test_the_first_measurement_counts_also_after_a_resume():
-    history = [
-        Trial(0, (2, 2, 2), 0, "failed", reason="nan: x"),
-        Trial(1, (2, 2, 2), 0, "done", {"val_acc": 0.7}),
-        Trial(2, (2, 2, 2), 0, "done", {"val_acc": 0.9}),
-        Trial(3, (1, 1, 1), 0, "running"),
-    ]
-    measure = Counting()
-    cached = Cached(measure, TOY, history)
-    assert cached(Trial(4, (2, 2, 2), 0), rng()) == {"val_acc": 0.7}
-    assert cached(Trial(3, (1, 1, 1), 0), rng()) == {"val_acc": 1.0}
-    assert measure.asked == [(1, 1, 1)]
-
-
-def test_a_failure_is_not_remembered():
-    def fails(trial, rng):
-        raise TrialError("nan", "x")
-
-    cached = Cached(fails, TOY, [])
-    for _ in range(2):
-        with pytest.raises(TrialError):
-            cached(Trial(0, (2, 2, 2), 0), rng())
-
-
-# -- errors ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "error", [ConfigError("x"), TrialError("nan", "x"), Stopped("x"), KeyboardInterrupt()]
-)
-def test_the_engines_own_errors_and_the_users_wish_pass(error):
-    with pytest.raises(type(error)) as caught, user_errors():
-        raise error
-    assert caught.value is error

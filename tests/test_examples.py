@@ -1,6 +1,5 @@
 """The examples run as they stand, the large ones in a tiny version."""
 
-import ast
 import re
 import runpy
 import sys
@@ -56,12 +55,6 @@ def test_a_plug_in_takes_thirty_lines_and_works(name, run):
 @pytest.mark.parametrize("name", TOLD)
 def test_an_example_comes_to_its_end(name, run):
     assert TOLD[name] in run(EXAMPLES / f"{name}.py", "out")
-
-
-def test_the_custom_space_is_short():
-    tree = ast.parse((EXAMPLES / "images_custom_space.py").read_text())
-    parts = [node for node in tree.body if getattr(node, "name", "") in ("Residual", "make")]
-    assert sum(node.end_lineno - node.lineno + 1 for node in parts) < 40
 
 
 def test_the_guide_names_every_plug_in():

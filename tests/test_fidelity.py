@@ -1,31 +1,20 @@
 """Fidelities and ladders: their text forms, their rules, and what they make of spaces and tasks."""
 
-import re
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from nas.data.loading import load_task
 from nas.errors import ConfigError, SpaceError
-from nas.evaluation.fidelity import (
-    Fidelity,
-    Ladder,
-    geometric,
-    parse_fidelity,
-    parse_ladder,
-    scaled_space,
-    scaled_task,
-)
-from nas.registry import load
-from nas.space import Space
-from nas.task import load_task
+from nas.evaluate.multi_fidelity import scaled_space, scaled_task
+from nas.searchers.fidelity import Fidelity, Ladder, geometric, parse_fidelity, parse_ladder
+from nas.space.loading import load
+from nas.space.space import Space
 
 SHARES = st.floats(0.0, 1.0, exclude_min=True)
 FIDELITIES = st.builds(Fidelity, st.integers(1, 999), SHARES, SHARES, SHARES, SHARES)
 CELLS = load("nasbench201", width=8, cells=4)
-
-# -- values ---------------------------------------------------------------------------------------------
 
 
 @given(FIDELITIES)
@@ -33,67 +22,47 @@ def test_a_fidelity_reads_back_from_its_text(fidelity):
     assert parse_fidelity(str(fidelity)) == fidelity
 
 
-@given(st.lists(st.integers(1, 99), min_size=1), SHARES)
-def test_a_ladder_reads_back_from_its_text(epochs, share):
-    ladder = Ladder((Fidelity(1, width=share), *map(Fidelity, epochs)))
-    assert parse_ladder(str(ladder)) == ladder
-
-
 def test_what_a_user_writes():
     ladder = parse_ladder("epochs=1,width=0.5; epochs = 3; epochs=9")
     assert ladder == Ladder((Fidelity(1, width=0.5), Fidelity(3), Fidelity(9)))
     assert str(ladder) == "epochs=1,width=0.5; epochs=3; epochs=9"
+    assert parse_ladder(str(ladder)) == ladder
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "words"),
     [
-        ("epochs=1,widht=0.5", "no setting 'widht'; did you mean 'width'?"),
-        ("epochs", "wanted NAME=NUMBER, each once"),
-        ("", "wanted NAME=NUMBER, each once"),
-        ("epochs=1,epochs=2", "wanted NAME=NUMBER, each once"),
+        ("epochs=1,widht=0.5", "did you mean 'width'"),
+        ("epochs", "NAME=NUMBER"),
+        ("", "setting ''"),
+        ("epochs=1,epochs=2", "each once"),
         ("width=0.5", "epochs is missing"),
-        ("epochs=1.5", "got '1.5', wanted a whole number"),
-        ("epochs=1,images=half", "got 'half', wanted a number"),
-        ("epochs=0", "fidelity: epochs is 0, but must be an integer of at least 1"),
-        ("epochs=1,images=0", "fidelity: images is 0.0, but must be above 0 and at most 1"),
-        ("epochs=1,width=1.5", "fidelity: width is 1.5, but must be above 0 and at most 1"),
-        ("epochs=1,cells=nan", "fidelity: cells is nan, but must be above 0"),
+        ("epochs=1.5", "whole number"),
+        ("epochs=1,images=half", "'images=half'"),
+        ("epochs=0", "epochs is 0"),
+        ("epochs=1,images=0", "images is 0.0"),
+        ("epochs=1,cells=nan", "cells is nan"),
+        ("epochs=1; epochs=1; epochs=9,width=0.5", "width falls from 1.0 to 0.5 at rung 3"),
     ],
 )
-def test_errors_in_a_text_are_named(text, message):
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        parse_fidelity(text)
+def test_errors_in_a_text_are_named(text, words):
+    with pytest.raises(ConfigError) as caught:
+        parse_ladder(text)
+    assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("epochs", [True, 2.0, "3"])
-def test_epochs_are_integers(epochs):
-    with pytest.raises(ConfigError, match="epochs is"):
-        Fidelity(epochs)
-
-
-def test_shares_are_numbers():
-    with pytest.raises(ConfigError, match="width is True"):
-        Fidelity(1, width=True)
+@pytest.mark.parametrize("wrong", [{"epochs": True}, {"epochs": 2.0}, {"epochs": "3"}, {"width": True}])
+def test_epochs_are_integers_and_shares_numbers(wrong):
+    with pytest.raises(ConfigError, match=f"{next(iter(wrong))} is"):
+        Fidelity(**{"epochs": 1} | wrong)
 
 
 def test_the_epochs_granted_add_up_and_name_the_rung():
     ladder = parse_ladder("epochs=1; epochs=2; epochs=6")
     assert ladder.granted == (1, 3, 9)
     assert [ladder.rung(granted) for granted in ladder.granted] == [0, 1, 2]
-    assert len(ladder) == 3
     with pytest.raises(ConfigError, match="no rung ends after 2 epochs; its rungs end after 1, 3, 9"):
         ladder.rung(2)
-
-
-def test_a_ladder_has_rungs_and_no_share_shrinks():
-    with pytest.raises(ConfigError, match="it has no rungs"):
-        Ladder(())
-    with pytest.raises(ConfigError, match=r"width falls from 1.0 to 0.5 at rung 3"):
-        parse_ladder("epochs=1; epochs=1; epochs=9,width=0.5")
-
-
-# -- made for one ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -111,71 +80,36 @@ def test_geometric_rungs(least, most, eta, granted):
     assert geometric(least, most, eta).granted == granted
 
 
-@given(st.integers(1, 300), st.integers(0, 3000), st.integers(2, 8))
-def test_geometric_rungs_begin_and_end_where_asked(least, more, eta):
-    granted = geometric(least, least + more, eta).granted
-    assert (granted[0], granted[-1]) == (least, least + more)
-
-
-@pytest.mark.parametrize("numbers", [(0, 9, 3), (3, 2, 3), (1, 9, 1)])
-def test_impossible_geometric_rungs_are_refused(numbers):
-    with pytest.raises(ConfigError, match=r"got \d to \d epochs by factors of \d"):
-        geometric(*numbers)
-
-
-# -- spaces ---------------------------------------------------------------------------------------------
+# -- what a rung means ----------------------------------------------------------------------------------
 
 
 def test_a_space_is_made_at_another_size():
     scaled = scaled_space(CELLS, Fidelity(1, width=0.3, cells=0.5, images=0.1))
     assert scaled.settings == {**CELLS.settings, "width": 2, "cells": 2}
     assert scaled.decisions == CELLS.decisions
-
-
-def test_a_size_is_at_least_one():
     assert scaled_space(CELLS, Fidelity(1, cells=0.01)).settings["cells"] == 1
+    assert scaled_space(CELLS, Fidelity(7, images=0.5, image_size=0.5)) is CELLS
 
 
-def test_what_cuts_no_size_leaves_the_space_alone():
-    by_hand = Space("by hand", lambda choose: nn.Identity())
-    for space in (CELLS, by_hand):
-        assert scaled_space(space, Fidelity(7, images=0.5, image_size=0.5)) is space
-
-
-def test_a_space_that_asks_for_the_image_size_is_told():
-    space = load("darts", width=4, cells=3, image_size=28)
-    assert scaled_space(space, Fidelity(1, image_size=0.5)).settings["image_size"] == 14
-
-
-def test_a_space_made_by_hand_keeps_its_size():
-    space = Space("by hand", lambda choose: nn.Identity())
-    with pytest.raises(SpaceError, match="'by hand' was made by hand, so a rung cannot change its width"):
-        scaled_space(space, Fidelity(1, width=0.5))
-
-
-def test_a_space_without_the_setting_is_refused():
-    with pytest.raises(
-        SpaceError, match=r"no whole number 'cells' among its settings .* it has width, classes"
-    ):
-        scaled_space(load("toy"), Fidelity(1, cells=0.5))
-
-
-def test_a_space_with_other_decisions_at_that_size_is_refused(tmp_path):
+def test_spaces_that_have_no_other_size_are_refused(tmp_path):
     file = tmp_path / "grows.py"
     file.write_text(
         "from torch import nn\n"
-        "from nas.space import Space\n"
+        "from nas.space.space import Space\n"
         "def grows(cells=2):\n"
         "    def build(choose):\n"
         "        makes = {'a': nn.Identity, 'b': nn.ReLU}\n"
         "        return nn.Sequential(*(choose.op(f'op {i}', makes) for i in range(cells)))\n"
         "    return Space('grows', build)\n"
     )
-    with pytest.raises(SpaceError, match="'grows' has other decisions at cells=1"):
-        scaled_space(load(f"{file}:grows"), Fidelity(1, cells=0.5))
-
-
-# -- tasks ----------------------------------------------------------------------------------------------
+    by_hand = Space("by hand", lambda choose: nn.Identity())
+    for space, words in [
+        (by_hand, "made by hand"),
+        (load("toy"), "no whole number 'cells'"),
+        (load(f"{file}:grows"), "other decisions at cells=1"),
+    ]:
+        with pytest.raises(SpaceError, match=words):
+            scaled_space(space, Fidelity(1, cells=0.5))
 
 
 def test_a_task_with_fewer_and_smaller_images():

@@ -1,37 +1,19 @@
 """Whole jobs by gradients and on shared weights: every method, constraints, memory, weights that flow."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import one_stage
 import pytest
-from jobs import TINY, Recorder, outcome
+from jobs import TINY, Recorder
 
 import nas
-from nas.cost import cost
 from nas.errors import ConfigError
-from nas.goals import Goals
-from nas.job import gradient_search
-from nas.job.gradient_search import health_of
-from nas.job.method_names import DIFFERENTIABLE, SHARED
-from nas.latency import LatencyTable
-from nas.oneshot.guards import Growth
-from nas.oneshot.health import Health
-from nas.oneshot.record import Epoch
-from nas.oneshot.regularizers import BetaDecay
-from nas.oneshot.relaxations import Dirichlet
-from nas.registry import load
-from nas.report import render
-from nas.results.alphas import Alphas
-from nas.results.health import series_of
-from nas.results.records import EpochRecord
-from nas.results.result import is_finished
-from nas.results.run_record import read_run
-from nas.schedulers.scheduler import Listed
-from nas.storage.run import run_storage
-from nas.study import Study
-from nas.types import Trial
+from nas.run import supernet_phase
+from nas.space.cost import cost
+from nas.space.latency import LatencyTable
+from nas.space.loading import load
+from nas.study.study import Study
 
 SMALL = {**TINY, "epochs": 5, "search_images": 160, "space_settings": {"width": 8, "cells": 1}}
 
@@ -42,63 +24,10 @@ def run(tmp_path, method="darts", *, space=one_stage.PATH, progress=None, **sett
     )
 
 
-PICTURES = {"cells.svg", "cells.png", "network.svg", "search.svg"}
-FILES = {
-    *("architecture.json", "architecture.graphml"),
-    *("model.safetensors", "metrics.json", "run.json", "config.toml", "study.log", "manifest.json"),
-}
-OF_GRADIENTS = {"alphas.npz", "health.json"}
-THEIR_PICTURES = {"alphas.svg", "alphas.png", "health.svg", "health.png"}
-
-
-DRAWN = {"darts", "gdas", "is-darts"}
-"""Those whose records differ: with everything, without a gap, and with stages but no eigenvalues."""
-
-
-@pytest.mark.parametrize("method", DIFFERENTIABLE)
-def test_every_method_leaves_a_finished_folder(tmp_path, method):
-    drawn = method in DRAWN
-    found = run(tmp_path, method, space="nasbench201" if drawn else one_stage.PATH, pictures=drawn)
-    names = {path.name for path in found.folder.iterdir()}
-    assert is_finished(found.folder) and names >= FILES | OF_GRADIENTS and "checkpoint" not in names
-    assert names >= (PICTURES | THEIR_PICTURES if drawn else set())
-    assert 0 <= found.metrics["test_acc"] <= 1 and len(found.history) >= 5
-    record = json.loads((found.folder / "health.json").read_text())["epochs"]
-    assert len(record) == len(found.history)
-    assert {"val_acc", "skip_share", "alpha_entropy", "gradient_matching"} <= record[0].keys()
-    assert ("discretisation_gap" in record[0]) == (method != "gdas")  # which never runs the whole supernet
-    described = read_run(found.folder)["plan"]["search"]
-    assert described["name"] == method and described["guards"]["part"] == "Guards"
-    again = nas.load_result(found.folder, space=found.space)
-    assert again.genotype == found.genotype and again.metrics == found.metrics
-
-
-@pytest.mark.parametrize("sampling", ["uniform", "fair", "sandwich"])
-@pytest.mark.parametrize("method", SHARED)
-def test_evolution_on_shared_weights_leaves_a_finished_folder(tmp_path, method, sampling):
-    drawn = sampling == "uniform"
-    found = run(tmp_path, method, trials=60, top_k=3, sharing={"sampling": sampling}, pictures=drawn)
-    names = {p.name for p in found.folder.iterdir()}
-    assert is_finished(found.folder) and names >= FILES | (PICTURES if drawn else set())
-    assert len(found.history) == 60 and len({t.genotype for t in found.history}) == 60
-    assert found.metrics["trials"] == 60
-
-
-def test_a_supernet_is_split_when_asked(tmp_path):
-    told = Recorder()
-    run(tmp_path, "spos", trials=5, top_k=2, sharing={"splits": 1}, progress=told)
-    assert any("the supernet was split by" in note and "into 5" in note for note in told.notes)
-
-
-def test_guards_can_be_turned_off(tmp_path):
-    found = run(tmp_path, guard=False)
-    assert read_run(found.folder)["plan"]["search"]["guards"] is None
-
-
 @pytest.mark.parametrize("guard", [True, False])
 def test_what_has_more_identities_than_the_guards_allow_is_trained_again_last(tmp_path, monkeypatch, guard):
     skips, others = (1,) * 6, [(2, 3, 2, 3, a, b) for a in (0, 2, 3, 4) for b in (2, 3)]
-    monkeypatch.setattr(gradient_search, "_likely", lambda *_: [skips, *others])
+    monkeypatch.setattr(supernet_phase, "_likely", lambda *_: [skips, *others])
     found = run(tmp_path, top_k=8, baselines=False, guard=guard)
     again = {trial.genotype for trial in Study.read(found.folder, "rerank", found.space)}
     assert (skips in again) is not guard
@@ -109,31 +38,6 @@ def test_selection_by_perturbation_in_a_job(tmp_path):
     found = run(tmp_path, selection="perturbation", progress=told)
     assert sum(" is " in note and note.startswith("epoch") for note in told.notes) == 6
     assert len(found.history) == 5 + 2
-
-
-# -- methods of one's own -----------------------------------------------------------------------------
-
-
-def test_a_method_put_together_in_python(tmp_path):
-    own = nas.Method("calm", relaxation=Dirichlet(), regularizers=(BetaDecay(5.0),))
-    found = run(tmp_path, own)
-    record = read_run(found.folder)
-    assert record["config"]["method"] == "own:calm"
-    assert record["plan"]["search"]["relaxation"] == {"part": "Dirichlet"}
-    assert run(tmp_path, own).metrics == found.metrics
-    other = nas.Method("calm", relaxation=Dirichlet(), regularizers=(BetaDecay(6.0),))
-    with pytest.raises(ConfigError, match="holds a run with other settings"):
-        run(tmp_path, other)
-
-
-def test_a_method_in_a_file(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text(
-        "import nas\nfrom nas.oneshot.relaxations import GumbelSoft\n\n\n"
-        "def make(end=1.0):\n    return nas.Method('mine', relaxation=GumbelSoft(5.0, end))\n"
-    )
-    found = run(tmp_path, "mine.py:make", method_settings={"end": 0.5})
-    assert read_run(found.folder)["plan"]["search"]["relaxation"]["end"] == 0.5
 
 
 # -- constraints --------------------------------------------------------------------------------------
@@ -200,19 +104,6 @@ def test_a_finished_evolution_seeds_the_alphas(tmp_path):
         run(tmp_path / "none", seed_alphas=str(tmp_path / "nowhere"))
 
 
-def test_alphas_are_seeded_by_what_climbed_highest(tmp_path):
-    space = load("toy")
-    genotypes = sorted(space.enumerate())
-    study = Study(space, Listed((), 0), run_storage(tmp_path, None, run=""), name="search", announce=False)
-    for number, (architecture, epochs, accuracy) in enumerate([(0, 1, 0.9), (1, 1, 0.8), (1, 3, 0.7)]):
-        study.tell(Trial(number, genotypes[architecture], epochs), {"val_acc": accuracy}, 1.0)
-    config, plan = SimpleNamespace(seed_alphas=str(tmp_path)), SimpleNamespace(goals=Goals())
-    preferred = []
-    prepare = gradient_search._seeded(SimpleNamespace(config=config, plan=plan, space=space))
-    prepare(SimpleNamespace(prefer=preferred.extend))
-    assert preferred == [genotypes[1]]
-
-
 def test_children_begin_with_their_parents_weights(tmp_path):
     found = run(
         tmp_path,
@@ -227,48 +118,8 @@ def test_children_begin_with_their_parents_weights(tmp_path):
 
 
 def test_a_supernet_warm_starts_what_is_trained_again(tmp_path):
-    settings = {"space": "nasbench201", "trials": 5, "top_k": 2, "shared": {"epochs": 60}, "epochs": 1}
+    settings = {"space": "nasbench201", "trials": 5, "top_k": 2, "supernet": {"epochs": 60}, "epochs": 1}
     warm = run(tmp_path, "spos", warm_start="supernet", **settings)
     cold = run(tmp_path / "cold", "spos", **settings)
     assert warm.genotype in {t.genotype for t in warm.history}
     assert warm.metrics["first_val_acc"] > cold.metrics["first_val_acc"]
-
-
-def test_a_search_under_way_shows_its_alphas_in_the_report(tmp_path):
-    """As of the last epoch; the dashboard shows this report."""
-    recorder = Recorder()
-    with pytest.raises(nas.Stopped):
-        nas.search(
-            *("toy", "digits", "darts"),
-            out=tmp_path,
-            settings={**SMALL, "space_settings": {"width": 4}},
-            progress=recorder,
-            stop=lambda: len(recorder.lines) >= 2,
-        )
-    assert Alphas.read(tmp_path / "alphas.npz").strengths.shape[0] == 2
-    page = render([tmp_path])
-    assert 'id="alphas"' in page
-    assert "heat map of the strengths after the last epoch" in page
-
-
-def test_runs_repeat_themselves(tmp_path):
-    one, two = run(tmp_path / "one", "gdas"), run(tmp_path / "two", "gdas")
-    assert outcome(one) == outcome(two)
-
-
-# -- the picture --------------------------------------------------------------------------------------
-
-
-def test_the_picture_tells_what_was_measured():
-    health = Health({"cell": 0.5}, 0.9, -0.3, 0.2, 0.1, 2)
-    unmeasured = Health({"cell": 0.0}, 0.8, float("inf"), 0.1, 0.0, 0)
-    rows = (np.ones(2) / 2,)
-    epochs = [
-        Epoch(1, 2, (0,), rows, 1.0, 0.6, 1.0, health, Growth(0.2, 0.26), ("something happened",)),
-        Epoch(2, 2, (0,), rows, 1.0, 0.7, 1.0, unmeasured),
-    ]
-    series = series_of([EpochRecord.model_validate(row) for row in health_of(epochs)])
-    assert series.eigenvalue[0] == 0.3 and np.isnan(series.eigenvalue[1])
-    assert (series.mean[0], series.alarm[0]) == (0.2, 0.26) and np.isnan(series.mean[1])
-    assert series.skip_shares["cell"].tolist() == [0.5, 0.0] and series.supernet_acc.tolist() == [0.6, 0.7]
-    assert list(series.events) == [(0, "something happened")]

@@ -7,23 +7,13 @@ import numpy as np
 import pytest
 from torch import nn
 
-from nas import graph as graph_module
-from nas.cell import Cell, VertexCell
-from nas.graph import (
-    architecture_hash,
-    canonical_form,
-    cell_graphs,
-    from_dict,
-    merged,
-    prune,
-    to_dict,
-)
-from nas.ops import candidates
-from nas.registry import load
-from nas.space import Space
-from spaces.darts import EDGES as DARTS_EDGES
-from spaces.darts import OPTIONS as DARTS_OPTIONS
-from spaces.nasbench201 import EDGES, OPTIONS
+from nas.space.cell import VertexCell
+from nas.space.graph import architecture_hash, cell_graphs, from_dict, merged, to_dict
+from nas.space.loading import load
+from nas.space.ops import candidates
+from nas.space.space import Space
+from nas.spaces.darts import OPTIONS as DARTS_OPTIONS
+from nas.spaces.nasbench201 import EDGES, OPTIONS
 
 CELLS = load("nasbench201", width=4, cells=1)
 DARTS = load("darts", width=4, cells=3)
@@ -101,51 +91,6 @@ def test_the_whole_space_falls_into_6985_classes_and_each_bucket_is_isomorphic()
         assert isomorphic(one, two), (one, two)
 
 
-@pytest.mark.parametrize(
-    ("one", "two", "same"),
-    [
-        ((0, 0, 0, 3, 0, 0), (3, 0, 0, 3, 0, 0), True),  # a dead node does not count
-        ((3, 0, 0, 0, 1, 0), (0, 3, 0, 0, 0, 1), True),  # one convolution, then an identity
-        ((3, 0, 0, 0, 1, 0), (0, 0, 0, 3, 0, 0), True),
-        ((1, 0, 0, 0, 3, 0), (0, 0, 0, 3, 0, 0), True),
-        ((0, 0, 0, 0, 0, 0), (3, 3, 3, 0, 0, 0), True),  # nothing arrives
-        ((0, 0, 0, 1, 0, 0), (0, 0, 0, 0, 0, 0), False),  # an identity is not nothing
-        ((0, 0, 0, 3, 0, 0), (0, 0, 0, 2, 0, 0), False),
-        ((3, 0, 0, 0, 2, 0), (2, 0, 0, 0, 3, 0), False),  # the order of operations
-        ((3, 3, 0, 0, 1, 1), (3, 1, 0, 0, 3, 0), False),
-    ],
-)
-def test_known_pairs(one, two, same):
-    assert (architecture_hash(CELLS, one) == architecture_hash(CELLS, two)) == same
-    assert isomorphic(one, two) == same
-
-
-def permutations_of(genotype):
-    """The same DARTS architecture, its computed nodes renumbered in every way that keeps edges forward."""
-    for order in itertools.permutations(range(2, 6)):
-        name = {0: 0, 1: 1} | dict(zip(range(2, 6), order, strict=True))
-        renumbered = []
-        for cell in (genotype[:14], genotype[14:]):
-            edges = {(name[a], name[b]): o for (a, b), o in zip(DARTS_EDGES, cell, strict=True) if o}
-            renumbered += (
-                [edges.pop(edge, 0) for edge in DARTS_EDGES] if edges.keys() <= set(DARTS_EDGES) else []
-            )
-        if len(renumbered) == 28 and tuple(renumbered) != genotype:
-            yield tuple(renumbered)
-
-
-def test_renumbering_the_nodes_of_a_darts_cell_keeps_the_hash_and_a_mutation_changes_it():
-    rng, renumberings, changed = np.random.default_rng(0), 0, 0
-    for _ in range(60):
-        genotype = DARTS.sample(rng)
-        wanted = architecture_hash(DARTS, genotype)
-        for other in permutations_of(genotype):
-            assert architecture_hash(DARTS, other) == wanted
-            renumberings += 1
-        changed += architecture_hash(DARTS, DARTS.mutate(genotype, rng)) != wanted
-    assert renumberings > 50 and changed > 50
-
-
 def test_a_skip_of_stride_two_is_no_identity():
     skip = DARTS_OPTIONS.index("skip_connect")
     graphs = cell_graphs(DARTS, DARTS.nearest([np.eye(8)[skip] for _ in DARTS.decisions]))
@@ -177,48 +122,6 @@ def test_plain_values_and_unasked_decisions():
     assert [op for _, _, op in graph.edges(data="op")] == ["three", "one"], "no third block is drawn"
 
 
-def test_cells_of_one_kind_with_decisions_of_their_own_are_told_apart():
-    def build(choose):
-        options = candidates(["nor_conv_1x1", "nor_conv_3x3"], 4, 4)
-        cells = [Cell("cell", 1, 1, lambda i, j, k=k: choose.op(f"{k}/{i}->{j}", options)) for k in range(2)]
-        return nn.Sequential(*cells)
-
-    space = Space("stack", build)
-    assert list(cell_graphs(space, (0, 1))) == ["cell 1", "cell 2"]
-    assert architecture_hash(space, (0, 1)) != architecture_hash(space, (1, 0))
-
-
-def test_canonical_form_ignores_names_and_order():
-    def graph(order):
-        g = nx.DiGraph(kind="cell")
-        g.add_node("in0", role="input", label="")
-        for n in order:
-            g.add_node(n, role="node", label="")
-            g.add_edge("in0", n, op="conv", role="op", decision="")
-        g.add_node("out", role="output", label="")
-        for n in order:
-            g.add_edge(n, "out", op="conv", role="op", decision="")
-        g.add_edge(order[0], order[1], op="pool", role="op", decision="")
-        return g
-
-    forms = [canonical_form(graph(order)) for order in itertools.permutations("abc")]
-    assert all(form == forms[0] for form in forms)
-
-
-def test_equal_nodes_are_matched_consistently():
-    def chains(first, second):
-        g = nx.DiGraph(kind="cell")
-        g.add_node("in0", role="input", label="")
-        g.add_node("out", role="output", label="")
-        for top, bottom in (first, second):
-            g.add_nodes_from([top, bottom], role="node", label="")
-            for a, b in (("in0", top), (top, bottom), (bottom, "out")):
-                g.add_edge(a, b, op="conv", role="op", decision="")
-        return g
-
-    assert canonical_form(chains("ac", "bd")) == canonical_form(chains("ad", "bc"))
-
-
 # -- what graphs show ---------------------------------------------------------------------------------
 
 
@@ -236,33 +139,6 @@ def test_the_graph_of_a_cell():
     }
 
 
-def test_a_concatenating_cell_has_an_output_of_its_own():
-    graphs = cell_graphs(DARTS, DARTS.sample(np.random.default_rng(0)))
-    assert list(graphs) == ["normal", "reduce"]
-    for graph in graphs.values():
-        assert {graph.nodes[n]["label"] for n in ("in0", "in1")} == {"c_{k-2}", "c_{k-1}"}
-        assert sorted(a for a, _, d in graph.in_edges("out", data=True) if d["op"] == "concat") == list(
-            "0123"
-        )
-        assert sum(d["op"] != "concat" for _, _, d in graph.edges(data=True)) == 8
-
-
-def test_pruning_keeps_what_lies_between_inputs_and_output():
-    graph = cell_graphs(CELLS, (0, 3, 3, 0, 3, 0))["cell"]  # node 1 has no input, node 2 no output
-    assert set(graph.nodes) == {"in0", "2"} and not graph.edges
-    assert nx.utils.graphs_equal(prune(graph), graph)
-
-
-def test_a_space_without_cells_is_a_chain():
-    def build(choose):
-        options = {"id": nn.Identity, "relu": nn.ReLU}
-        return nn.Sequential(choose.op("first", options), choose.op("second", options))
-
-    graph = cell_graphs(Space("chain", build), (1, 0))["network"]
-    edges = [(a, b, d["op"]) for a, b, d in graph.edges(data=True)]
-    assert edges == [("in", "0", "relu"), ("0", "out", "id")]
-
-
 @pytest.mark.parametrize("space", [CELLS, DARTS, load("toy")], ids=lambda s: s.name)
 def test_graphs_survive_json_and_graphml(space, tmp_path):
     graphs = cell_graphs(space, space.sample(np.random.default_rng(1)))
@@ -273,17 +149,6 @@ def test_graphs_survive_json_and_graphml(space, tmp_path):
     read = nx.read_graphml(tmp_path / "a.graphml")
     assert len(read) == sum(map(len, graphs.values()))
     assert nx.number_weakly_connected_components(read) >= len(graphs)
-
-
-def test_a_space_of_values_is_a_chain_of_them():
-    def build(choose):
-        depth, width = choose.value("depth", [1, 2]), choose.value("width", [8, 16])
-        return nn.Sequential(*(nn.Linear(width, width) for _ in range(depth)))
-
-    space = Space("values", build)
-    (graph,) = cell_graphs(space, (1, 0)).values()
-    assert [op for _, _, op in graph.edges(data="op")] == ["depth = 2", "width = 8"]
-    assert architecture_hash(space, (1, 0)) != architecture_hash(space, (1, 1))
 
 
 # -- operations on vertices ---------------------------------------------------------------------------
@@ -323,23 +188,3 @@ def test_operations_on_vertices_count_in_the_hash_and_their_order_only_where_it_
     assert hashes[0, 1, 0, 1] == hashes[0, 1, 1, 0]
     assert hashes[0, 0, 0, 1] != hashes[0, 0, 1, 0]
     assert len(set(hashes.values())) == 2 * (4 + 3)
-
-
-def test_graphs_with_operations_on_vertices_survive_json_and_graphml(tmp_path):
-    graphs = cell_graphs(vertex_space(), (1, 1, 0, 1))
-    assert nx.utils.graphs_equal(from_dict(to_dict(graphs["cell"])), graphs["cell"])
-    nx.write_graphml(merged(graphs), tmp_path / "a.graphml")
-    read = nx.read_graphml(tmp_path / "a.graphml")
-    assert read.nodes["cell/2"]["op"] == "nor_conv_3x3" and "op" not in read.nodes["cell/out"]
-
-
-def test_the_cells_of_a_space_are_looked_for_once(monkeypatch):
-    space, looked, real = load("nasbench201", width=4, cells=1), [], graph_module.distinct_cells
-    monkeypatch.setattr(graph_module, "distinct_cells", lambda outline: looked.append(1) or real(outline))
-    found = [cell_graphs(space, (i, 1, 2, 3, 4, 0)) for i in range(5)]
-    assert len(looked) == 1
-    for i, graphs in enumerate(found):
-        afresh = cell_graphs(load("nasbench201", width=4, cells=1), (i, 1, 2, 3, 4, 0))
-        assert {kind: to_dict(graph) for kind, graph in graphs.items()} == {
-            kind: to_dict(graph) for kind, graph in afresh.items()
-        }

@@ -6,21 +6,20 @@ from collections import Counter
 import pytest
 
 from nas.errors import ConfigError, ExhaustedError
-from nas.evaluation.fidelity import Fidelity, Ladder, geometric
-from nas.goals import Goals, parse_goals
-from nas.registry import load
-from nas.schedulers.halving import (
+from nas.searchers.fidelity import geometric
+from nas.searchers.goals import Goals, longest, parse_goals
+from nas.searchers.scheduler import (
     Hyperband,
+    Listed,
     SuccessiveHalving,
-    bracketed,
     comparable,
     epochs_granted,
     finalists,
-    longest,
     promotion,
 )
-from nas.searchers import RandomSearch, RegularizedEvolution
+from nas.searchers.searcher import RandomSearch
 from nas.seeding import rng
+from nas.space.loading import load
 from nas.types import Trial
 
 TOY, CELLS = load("toy"), load("nasbench201", width=4, cells=1)
@@ -75,94 +74,57 @@ def simulate(scheduler, score, *, trials=10_000, space=TOY):
 
 # -- the rule -------------------------------------------------------------------------------------------
 
-
-def test_nothing_is_due_before_eta_trials_have_ended():
-    assert due(history()) is None
-    assert due(history((0, 1, 0.5), (1, 1, 0.6))) is None
-    assert due(history((0, 1, 0.5), (1, 1, 0.6), (2, 1, 0.4))) == (1, 3)
-    assert due(history((0, 1, 0.5), (1, 1, 0.6)), eta=2) == (1, 3)
+SIX = [(i, 1, accuracy) for i, accuracy in enumerate([0.1, 0.5, 0.3, 0.6, 0.2, 0.4])]
+NINE = [(i, 1, 0.5 + i / 100) for i in range(9)]
+HIGH = [(8, 3, 0.6), (7, 3, 0.8), (6, 3, 0.7)]
 
 
-def test_a_rung_of_six_promotes_two_best_first():
-    first = [(i, 1, accuracy) for i, accuracy in enumerate([0.1, 0.5, 0.3, 0.6, 0.2, 0.4])]
-    assert due(history(*first)) == (3, 3)
-    assert due(history(*first, (3, 3, 0.7))) == (1, 3)
-    assert due(history(*first, (3, 3, 0.7), (1, 3, 0.6))) is None
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([], None),
+        ([(0, 1, 0.5), (1, 1, 0.6)], None),  # fewer than eta have ended
+        ([(0, 1, 0.5), (1, 1, 0.6), (2, 1, 0.4)], (1, 3)),
+        (SIX, (3, 3)),
+        ([*SIX, (3, 3, 0.7)], (1, 3)),  # two of six, the best first
+        ([*SIX, (3, 3, 0.7), (1, 3, 0.6)], None),
+        *(([(0, 1, 0.5), (1, 1, 0.6), (2, 1, 0.4), (1, 3, r)], None) for r in (0.9, "running", "failed")),
+        ([*NINE, *HIGH], (7, 9)),  # from the highest rung possible
+        ([*NINE, *HIGH, (7, 9, 0.9)], None),
+        ([*NINE, (9, 1, 0.9), (10, 1, 0.1), (11, 1, 0.1), *HIGH, (7, 9, 0.9)], (9, 3)),
+        ([(0, 1, "failed"), (1, 1, 0.2), (2, 1, "failed")], (1, 3)),  # a failure counts but never climbs
+        ([(0, 1, "failed"), (1, 1, "failed"), (2, 1, "failed")], None),
+        ([(0, 1, 0.1), (1, 1, 0.2), (2, 1, "running")], None),
+        ([(4, 1, 0.5), (2, 1, 0.5), (3, 1, 0.5)], (4, 3)),  # of equals the earlier
+    ],
+)
+def test_who_is_promoted(rows, expected):
+    assert due(history(*rows)) == expected
 
 
-@pytest.mark.parametrize("result", [0.9, "running", "failed"])
-def test_a_promotion_in_any_state_is_not_repeated(result):
-    trials = history((0, 1, 0.5), (1, 1, 0.6), (2, 1, 0.4), (1, 3, result))
-    assert due(trials) is None
-
-
-def test_the_highest_rung_comes_first():
-    low = [(i, 1, 0.5 + i / 100) for i in range(9)]
-    high = [(8, 3, 0.6), (7, 3, 0.8), (6, 3, 0.7)]
-    assert due(history(*low, *high)) == (7, 9)
-    assert due(history(*low, *high, (7, 9, 0.9))) is None
-    assert due(history(*low, (9, 1, 0.9), (10, 1, 0.1), (11, 1, 0.1), *high, (7, 9, 0.9))) == (9, 3)
-
-
-def test_a_failed_trial_counts_but_never_climbs():
-    assert due(history((0, 1, "failed"), (1, 1, 0.2), (2, 1, "failed"))) == (1, 3)
-    assert due(history((0, 1, "failed"), (1, 1, "failed"), (2, 1, "failed"))) is None
-
-
-def test_a_running_trial_does_not_count():
-    assert due(history((0, 1, 0.1), (1, 1, 0.2), (2, 1, "running"))) is None
-
-
-def test_of_equals_the_earlier_climbs():
-    assert due(history((4, 1, 0.5), (2, 1, 0.5), (3, 1, 0.5))) == (4, 3)
-
-
-def test_a_loss_is_minimised():
-    goals = parse_goals(["-val_acc"])
-    assert due(history((0, 1, 0.5), (1, 1, 0.6), (2, 1, 0.4)), goals=goals) == (2, 3)
-
-
-def test_what_breaks_a_constraint_climbs_last():
-    goals = parse_goals(["val_acc"], ["params<=100"])
+def test_goals_decide_who_is_promoted():
+    three = history((0, 1, 0.5), (1, 1, 0.6), (2, 1, 0.4))
+    assert due(three, goals=parse_goals(["-val_acc"])) == (2, 3)
+    assert due(three[:2], eta=2) == (1, 3)
     sizes = (300, 90, 100)
-    rows = [(i, 1, 0.9 - i / 10, {"params": size}) for i, size in enumerate(sizes)]
-    trials = [trial(n, a, f, r, **more) for n, (a, f, r, more) in enumerate(rows)]
-    assert due(trials, goals=goals) == (1, 3)
-
-
-def test_with_two_objectives_the_front_climbs():
-    goals = parse_goals(["val_acc", "-params"])
-    points = [(0.5, 50), (0.9, 90), (0.4, 60), (0.1, 10), (0.4, 95), (0.3, 80)]
-    trials = [trial(n, n, 1, accuracy, params=size) for n, (accuracy, size) in enumerate(points)]
-    # The front is 0, 1 and 3; its ends have infinite crowding distance and so come first.
-    assert due(trials, goals=goals) == (1, 3)
-    after = [*trials, trial(6, 1, 3, 0.9, params=90)]
-    assert due(after, goals=goals) == (3, 3)
-    assert due([*after, trial(7, 3, 3, 0.2, params=10)], goals=goals) is None
-
-
-def test_a_metric_that_is_missing_is_named():
+    trials = [trial(i, i, 1, 0.9 - i / 10, params=size) for i, size in enumerate(sizes)]
+    assert due(trials, goals=parse_goals(["val_acc"], ["params<=100"])) == (1, 3)
     with pytest.raises(ConfigError, match="decides by 'params', but trial 0 has"):
-        due(history((0, 1, 0.1), (1, 1, 0.2), (2, 1, 0.3)), goals=parse_goals(["-params"]))
+        due(three, goals=parse_goals(["-params"]))
 
 
 # -- successive halving ---------------------------------------------------------------------------------
 
 
 def test_ask_promotes_before_it_asks_the_searcher():
+    ended = [(0, 1, 0.5), (1, 1, 0.6), (2, 1, 0.4)]
     scheduler = SuccessiveHalving(fixed(5, 6), LADDER)
-    trials = history((0, 1, 0.5), (1, 1, 0.6), (2, 1, 0.4))
-    assert scheduler.ask(TOY, trials, rng(0)) == (GENOTYPES[1], 3)
-    trials = history((0, 1, 0.5), (1, 1, 0.6), (2, 1, 0.4), (1, 3, "running"))
-    assert scheduler.ask(TOY, trials, rng(0)) == (GENOTYPES[5], 1)
-
-
-def test_ask_promotes_also_when_the_searcher_has_nothing_left():
-    scheduler = SuccessiveHalving(fixed(), LADDER)
-    trials = history((0, 1, 0.5), (1, 1, 0.6), (2, 1, 0.4))
-    assert scheduler.ask(TOY, trials, rng(0)) == (GENOTYPES[1], 3)
+    assert scheduler.ask(TOY, history(*ended), rng(0)) == (GENOTYPES[1], 3)
+    assert scheduler.ask(TOY, history(*ended, (1, 3, "running")), rng(0)) == (GENOTYPES[5], 1)
+    # Also when that has nothing left.
+    assert SuccessiveHalving(fixed(), LADDER).ask(TOY, history(*ended), rng(0)) == (GENOTYPES[1], 3)
     with pytest.raises(ExhaustedError, match="the pool is empty"):
-        scheduler.ask(TOY, history((0, 1, 0.5), (1, 1, 0.6)), rng(0))
+        SuccessiveHalving(fixed(), LADDER).ask(TOY, history(*ended[:2]), rng(0))
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
@@ -183,29 +145,13 @@ def test_27_architectures_leave_9_and_3(shuffled):
     assert spent < 0.4 * 27 * 9
 
 
-def test_one_rung_is_no_halving():
-    found, _ = simulate(SuccessiveHalving(RandomSearch(), geometric(4, 4)), lambda g, f: 0.0)
-    assert Counter(t.fidelity for t in found) == {4: 27}
-
-
-def test_ask_depends_on_its_arguments_alone():
-    trials, _ = simulate(SuccessiveHalving(RandomSearch(), LADDER), lambda g, f: sum(g), trials=20)
-    again, _ = simulate(SuccessiveHalving(RandomSearch(), LADDER), lambda g, f: sum(g), trials=20)
-    assert trials == again
-
-
-def test_a_history_of_another_ladder_is_refused():
-    for scheduler in (SuccessiveHalving(RandomSearch(), LADDER), Hyperband(RandomSearch(), LADDER)):
-        with pytest.raises(ConfigError, match="no rung ends after 5 epochs; its rungs end after 1, 3, 9"):
-            scheduler.ask(TOY, history((0, 5, 0.5)), rng(0))
-
-
 @pytest.mark.parametrize("make", [SuccessiveHalving, Hyperband])
-def test_impossible_settings_are_refused(make):
-    with pytest.raises(ConfigError, match="eta is 1 and enough 20, but must be at least 2 and 1"):
-        make(RandomSearch(), LADDER, eta=1)
-    with pytest.raises(ConfigError, match="eta is 3 and enough 0"):
-        make(RandomSearch(), LADDER, enough=0)
+def test_other_ladders_and_impossible_settings_are_refused(make):
+    with pytest.raises(ConfigError, match="no rung ends after 5 epochs; its rungs end after 1, 3, 9"):
+        make(RandomSearch(), LADDER).ask(TOY, history((0, 5, 0.5)), rng(0))
+    for wrong in ({"eta": 1}, {"enough": 0}):
+        with pytest.raises(ConfigError, match="must be at least 2 and 1"):
+            make(RandomSearch(), LADDER, **wrong)
 
 
 # -- what a searcher sees -------------------------------------------------------------------------------
@@ -224,53 +170,12 @@ def test_a_searcher_sees_one_fidelity_and_every_architecture_once():
     assert seen(trials, enough=3) == lowest
     assert seen(trials, enough=2) == [(2, 1, "failed"), (1, 3, 0.8), (3, 1, "running"), (0, 3, 0.7)]
     assert seen([*trials, trial(6, 4, 1, 0.4)], enough=2)[-1] == (4, 1, "failed")
-
-
-def test_a_promotion_that_fails_or_runs_leaves_the_lower_result():
+    # A promotion that fails or runs leaves the lower result.
     trials = history((0, 1, 0.5), (1, 1, 0.6), (0, 3, "failed"), (1, 3, "running"))
     assert seen(trials, enough=5) == [(0, 1, 0.5), (1, 1, 0.6)]
 
 
-def test_a_searcher_never_proposes_what_was_tried_at_any_rung():
-    scheduler = SuccessiveHalving(RegularizedEvolution(4, 4), LADDER, enough=4)
-    found, why = simulate(scheduler, lambda g, f: sum(g) + f)
-    assert "all 27 architectures" in why
-    assert sorted(t.genotype for t in found if t.fidelity == 1) == GENOTYPES
-
-
-def test_a_searcher_learns_through_the_halving():
-    """Evolution finds better architectures than random search when both are halved alike."""
-
-    def mean(searcher):
-        scheduler = SuccessiveHalving(searcher, LADDER)
-        found, _ = simulate(scheduler, lambda g, f: g.count(3) + f / 100, trials=120, space=CELLS)
-        lowest = [t.metrics["val_acc"] for t in found if t.fidelity == 1]
-        return sum(lowest[-20:]) / 20
-
-    assert mean(RegularizedEvolution()) > mean(RandomSearch()) + 1
-
-
 # -- hyperband ------------------------------------------------------------------------------------------
-
-
-def test_brackets_are_told_by_the_first_fidelity():
-    trials = history((0, 1, 0.5), (1, 3, 0.6), (2, 9, 0.4), (0, 3, 0.5), (1, 9, 0.7), (0, 9, 0.6))
-    found = bracketed(trials, LADDER.granted)
-    assert [[t.number for t in bracket] for bracket in found] == [[0, 3, 5], [1, 4], [2]]
-    assert [epochs_granted(bracket, LADDER.granted) for bracket in found] == [9, 9, 9]
-
-
-def test_promotions_stay_within_their_bracket():
-    scheduler = Hyperband(fixed(20), LADDER)
-    # Six trials at the middle rung, but only two of either bracket and so none due.
-    trials = history(
-        (0, 1, 0.1), (1, 1, 0.2), (0, 3, 0.1), (1, 3, 0.2), (2, 3, 0.3), (3, 3, 0.4), (4, 9, 0.5)
-    )
-    genotype, fidelity = scheduler.ask(TOY, trials, rng(0))
-    assert genotype == GENOTYPES[20]
-    assert fidelity == 1
-    trials = [*trials, trial(7, 5, 3, 0.2)]
-    assert scheduler.ask(TOY, trials, rng(0)) == (GENOTYPES[3], 9)
 
 
 def test_a_new_architecture_goes_to_the_bracket_that_spent_least():
@@ -283,8 +188,9 @@ def test_a_new_architecture_goes_to_the_bracket_that_spent_least():
 
 
 def test_every_bracket_gets_its_share_of_the_budget():
-    found, _ = simulate(Hyperband(RandomSearch(), LADDER), lambda g, f: sum(g), trials=400, space=CELLS)
-    brackets = bracketed(found, LADDER.granted)
+    scheduler = Hyperband(RandomSearch(), LADDER)
+    found, _ = simulate(scheduler, lambda g, f: sum(g), trials=400, space=CELLS)
+    brackets = scheduler.brackets(found)
     spent = [epochs_granted(bracket, LADDER.granted) for bracket in brackets]
     assert sum(spent) == epochs_granted(found, LADDER.granted)
     assert max(spent) - min(spent) <= 9
@@ -297,14 +203,6 @@ def test_every_bracket_gets_its_share_of_the_budget():
     assert climbed[0][9] == pytest.approx(started[0] / 9, rel=0.5)
 
 
-def test_hyperband_promotes_what_is_due_before_it_ends():
-    found, why = simulate(Hyperband(RandomSearch(), LADDER), lambda g, f: sum(g))
-    assert "all 27 architectures" in why
-    for first, bracket in enumerate(bracketed(found, LADDER.granted)):
-        assert promotion(bracket, LADDER.granted[first:], eta=3, goals=BEST) is None
-    assert {t.genotype for t in found} == set(GENOTYPES)
-
-
 # -- results --------------------------------------------------------------------------------------------
 
 
@@ -314,7 +212,8 @@ def test_finalists_are_ordered_by_rung_and_then_by_the_goals():
     )
     found = [(GENOTYPES.index(t.genotype), t.fidelity) for t in finalists(trials, BEST)]
     assert found == [(1, 3), (0, 3), (2, 1)]
-    assert finalists([], BEST) == []
+    assert [t.number for t in longest(trials, BEST)] == [3, 4]
+    assert finalists([], BEST) == longest([], BEST) == []
 
 
 def test_what_breaks_a_constraint_is_no_finalist_before_what_keeps_all():
@@ -325,13 +224,17 @@ def test_what_breaks_a_constraint_is_no_finalist_before_what_keeps_all():
     assert [t.number for t in longest(trials, goals)] == [2, 3]
 
 
-def test_the_longest_training_is_that_of_the_highest_finished_rung():
-    trials = history((0, 1, 0.5), (1, 1, 0.6), (1, 3, 0.7), (0, 3, 0.4), (1, 9, "running"), (0, 9, "failed"))
-    assert [t.number for t in longest(trials, BEST)] == [2, 3]
-    assert longest([], BEST) == []
+# -- a list --------------------------------------------------------------------------------------------
 
 
-def test_epochs_are_those_of_the_rungs():
-    ladder = Ladder((Fidelity(2), Fidelity(5)))
-    trials = [Trial(0, (0, 0, 0), 2), Trial(1, (0, 0, 0), 7), Trial(2, (1, 0, 0), 7)]
-    assert epochs_granted(trials, ladder.granted) == 2 + 5 + 7
+def test_listed_goes_round_by_round_and_ends():
+    genotypes = ((0, 0, 0), (1, 1, 1), (2, 2, 2))
+    scheduler, history = Listed(genotypes, epochs=5, repeats=2), []
+    for number in range(6):
+        genotype, epochs = scheduler.ask(TOY, history, rng(0))
+        assert epochs == 5
+        state = "failed" if number == 1 else "done"
+        history.append(Trial(number, genotype, fidelity=epochs, state=state))
+    assert [t.genotype for t in history] == [*genotypes, *genotypes]
+    with pytest.raises(ExhaustedError, match="all 3 architectures were evaluated 2 times"):
+        scheduler.ask(TOY, history, rng(0))

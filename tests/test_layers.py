@@ -8,30 +8,52 @@ from pathlib import Path
 import networkx
 import pytest
 
-from nas.registry import bundled
+from nas.space.loading import bundled
 
 ROOT = Path(__file__).parents[1]
 
 # Where the name of a bundled space also names a published method, recipe or preset, or is a default.
 NAMED = {
-    "nas.benchmarks.benchmark": {"nasbench101", "nasbench201"},
-    "nas.benchmarks.nasbench101": {"nasbench101"},
-    "nas.benchmarks.nasbench201": {"nasbench201"},
+    "nas.evaluate.benchmarks": {"nasbench101", "nasbench201"},
     "nas.classifier": {"convnet"},
-    "nas.cli.search": {"darts", "nasbench201"},
     "nas.cli.benchmark": {"nasbench101", "nasbench201"},
-    "nas.cli.calibrate": {"darts"},
-    "nas.job.config": {"darts"},
-    "nas.job.method_names": {"darts"},
-    "nas.oneshot.method": {"darts"},
+    "nas.run.config": {"darts", "nasbench201"},
+    "nas.searchers.method_names": {"darts"},
     "nas.oneshot.methods": {"darts"},
-    "nas.job.presets": {"darts", "nasbench201"},
+    "nas.run.presets": {"darts", "nasbench201"},
     "nas.training.recipe": {"nasbench201"},
-    "nas.job.search_run": {"darts"},
+    "nas.run.pipeline": {"darts"},
 }
 
+# From the ground up: each row imports from itself and from those above it here.
+LAYERS = (
+    ("errors", "types", "seeding", "user_code", "devices"),
+    ("files",),
+    ("space",),
+    ("data",),
+    ("training",),
+    ("searchers",),
+    ("oneshot",),
+    ("testing",),
+    ("evaluate",),
+    ("study",),
+    ("results",),
+    ("show",),
+    ("audit",),
+    ("export",),
+    ("run",),
+    ("classifier", "cli", "__main__"),
+)
+
 # All that the author of a space needs.
-FOR_SPACES = {"nas.types", "nas.errors", "nas.ops", "nas.cell", "nas.choosers", "nas.space"}
+FOR_SPACES = {
+    "nas.types",
+    "nas.errors",
+    "nas.space.ops",
+    "nas.space.cell",
+    "nas.space.choosers",
+    "nas.space.space",
+}
 
 
 def modules(package: str) -> dict[str, ast.Module]:
@@ -80,8 +102,17 @@ def test_imports_have_no_circle():
 
 
 @pytest.mark.parametrize("module", NAS)
+def test_imports_point_down(module):
+    row = {name: number for number, names in enumerate(LAYERS) for name in names}
+    own = row.get(module.partition(".")[2].partition(".")[0], len(LAYERS))  # `nas` itself is above all
+    for imported in imports(NAS[module]):
+        if inside(imported, "nas") and imported != "nas":
+            assert row[imported.split(".")[1]] <= own, f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize("module", NAS)
 def test_the_engine_never_imports_a_space(module):
-    assert not [imported for imported in imports(NAS[module]) if inside(imported, "spaces")]
+    assert not [imported for imported in imports(NAS[module]) if inside(imported, "nas.spaces")]
 
 
 @pytest.mark.parametrize("module", SPACES)
@@ -96,7 +127,7 @@ def test_the_engine_names_no_space(module):
 
 
 def test_the_rules_find_what_they_should():
-    tree = ast.parse('"""darts"""\nfrom nas import task\nx = f"a {toy} darts-2"\nimport spaces.toy\n')
-    assert set(imports(tree)) == {"nas.task", "spaces.toy"}
+    tree = ast.parse('"""darts"""\nfrom nas.data import task\nx = f"a {toy} darts-2"\nimport spaces.toy\n')
+    assert set(imports(tree)) == {"nas.data.task", "spaces.toy"}
     assert {"toy", "darts"} <= set(words(tree))
     assert "darts" not in set(words(ast.parse('"""darts"""\nx = 1\n"""darts"""\n')))

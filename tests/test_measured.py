@@ -1,23 +1,20 @@
 """Costs beside an evaluator's metrics: which are added, what is refused untrained, and repeatable latency."""
 
 import dataclasses
-import re
 
 import numpy as np
 import pytest
 import torch
 
-from nas.cost import cost
 from nas.errors import ConfigError, TrialError
-from nas.evaluation import measured as module
-from nas.evaluation.measured import COUNTED, TIMED, Measured, Stopwatch, check_constraints, free_metrics
-from nas.goals import parse_goals
-from nas.latency import BEST_OF, LatencyTable
-from nas.registry import load
-from nas.space import Space
-from nas.types import Constraint, Trial
+from nas.evaluate import cost_metrics as module
+from nas.evaluate.cost_metrics import COUNTED, TIMED, Costs, Stopwatch, free_metrics
+from nas.space.cost import cost
+from nas.space.latency import LatencyTable
+from nas.space.loading import load
+from nas.types import Trial
 
-CPU, SHAPE, RNG = torch.device("cpu"), (1, 8, 8), np.random.default_rng(0)
+CPU, SHAPE = torch.device("cpu"), (1, 8, 8)
 TOY = load("toy", width=4)
 SKIPS, CONVS = (0, 0, 0), (2, 2, 2)
 TABLE = LatencyTable(
@@ -25,20 +22,8 @@ TABLE = LatencyTable(
 )
 
 
-class Inner:
-    """An evaluator that counts its calls."""
-
-    def __init__(self, **metrics):
-        self.metrics, self.calls, self.drawn = {"val_acc": 0.5} | metrics, 0, []
-
-    def __call__(self, trial, rng):
-        self.calls += 1
-        self.drawn.append(rng.random())
-        return self.metrics
-
-
-def measuring(wanted, inner=None, **settings):
-    return Measured(inner or Inner(), TOY, SHAPE, CPU, wanted, **settings)
+def costs(wanted, **settings):
+    return Costs(TOY, SHAPE, CPU, wanted, **settings)
 
 
 @pytest.fixture
@@ -61,77 +46,42 @@ def clock(monkeypatch):
     return found
 
 
-# -- what is added ------------------------------------------------------------------------------------
+# -- what is added and refused ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wanted", [[], ["macs"], ["peak_bytes", "params"], [*COUNTED, "val_acc"]])
 def test_it_adds_what_is_wanted_and_nothing_else(wanted):
-    found = measuring(wanted)(Trial(0, CONVS), RNG)
     counted = cost(TOY, CONVS, SHAPE)
     expected = {name: getattr(counted, name) for name in wanted if name != "val_acc"}
-    assert found == expected | {"val_acc": 0.5}
-
-
-def test_wanted_costs_replace_those_of_the_evaluator_and_others_stay():
-    counted = cost(TOY, CONVS, SHAPE)
-    found = measuring(["params"], Inner(params=7.0, macs=8.0))(Trial(0, CONVS), RNG)
-    assert found == {"val_acc": 0.5, "params": counted.params, "macs": 8.0}
-
-
-def test_the_evaluator_draws_as_if_it_were_alone(clock):
-    inner = Inner()
-    measuring(["latency_ms", "macs"], inner)(Trial(0, CONVS), np.random.default_rng(5))
-    assert inner.drawn == [np.random.default_rng(5).random()]
+    assert costs(wanted)(Trial(0, CONVS)) == expected
 
 
 def test_measured_latency_comes_with_its_interval(clock):
-    found = measuring(["latency_ms"])(Trial(0, CONVS), RNG)
-    assert found.keys() == {"val_acc", *TIMED}
+    found = costs(["latency_ms"])(Trial(0, CONVS))
+    assert found.keys() == set(TIMED)
     assert found["latency_low_ms"] <= found["latency_ms"] <= found["latency_high_ms"]
     assert found["latency_p95_ms"] > found["latency_ms"]
 
 
 def test_a_table_is_looked_up_and_nothing_is_measured(clock):
-    found = measuring(["latency_ms"], table=TABLE)(Trial(0, (2, 1, 0)), RNG)
-    assert found == {"val_acc": 0.5, "latency_ms": 3.5}
+    found = costs(["latency_ms"], table=TABLE)(Trial(0, (2, 1, 0)))
+    assert found == {"latency_ms": 3.5}
     assert clock.calls == 0
 
 
-def test_goals_say_what_is_wanted():
-    goals = parse_goals(["val_acc", "-macs"], ["peak_bytes<=1e9"])
-    found = measuring(goals.metrics, constraints=goals.constraints)(Trial(0, CONVS), RNG)
-    assert found.keys() == {"val_acc", "macs", "peak_bytes"}
-
-
-# -- what is refused ----------------------------------------------------------------------------------
-
-
-def test_an_unknown_metric_is_refused_at_once():
-    with pytest.raises(ConfigError, match="no metric 'latancy_ms'; did you mean 'latency_ms'"):
-        measuring(["latancy_ms"])
-    with pytest.raises(ConfigError, match="no metric 'zzz'; known: ") as caught:
-        measuring([], constraints=[Constraint("zzz", 1.0)])
-    assert {*COUNTED, *TIMED, "val_acc", "val_loss", "train_loss"} <= set(
-        re.findall(r"\w+", str(caught.value))
-    )
-
-
-def test_an_evaluator_may_give_other_metrics():
-    found = measuring(["f1", "macs"], Inner(f1=0.9), given=["f1"])(Trial(0, CONVS), RNG)
-    assert found["f1"] == 0.9
-    with pytest.raises(ConfigError, match="no metric 'val_acc'"):
-        measuring(["val_acc"], given=["f1"])
-
-
-def test_a_table_must_suit_what_is_wanted_and_the_space():
-    with pytest.raises(
-        ConfigError, match="latency_p95_ms is wanted, but a latency table gives latency_ms only"
-    ):
-        measuring(["latency_ms", "latency_p95_ms"], table=TABLE)
-    with pytest.raises(ConfigError, match="a latency table is given, but nothing decides by latency_ms"):
-        measuring(["macs"], table=TABLE)
-    with pytest.raises(ConfigError, match="not for space 'toy'"):
-        measuring(["latency_ms"], table=LatencyTable("a device", {"a=b": 1.0}, base=0.0))
+@pytest.mark.parametrize(
+    ("wanted", "settings", "words"),
+    [
+        (["latancy_ms"], {}, "did you mean 'latency_ms'"),
+        (["val_acc"], {"given": ["f1"]}, "no metric 'val_acc'"),
+        (["latency_ms", "latency_p95_ms"], {"table": TABLE}, "latency_p95_ms is wanted"),
+        (["macs"], {"table": TABLE}, "nothing decides by latency_ms"),
+        (["latency_ms"], {"table": LatencyTable("a device", {"a=b": 1.0}, base=0.0)}, "not for space 'toy'"),
+    ],
+)
+def test_what_cannot_be_given_is_refused_at_once(wanted, settings, words):
+    with pytest.raises(ConfigError, match=words):
+        costs(wanted, **settings)
 
 
 # -- before training ----------------------------------------------------------------------------------
@@ -144,55 +94,6 @@ def test_what_is_free():
     with pytest.raises(TrialError) as caught:
         free_metrics(TOY, CONVS, (5, 8, 8))
     assert caught.value.reason == "build"
-
-
-def refusal(measure, genotype=CONVS):
-    with pytest.raises(TrialError) as caught:
-        measure(Trial(0, genotype), RNG)
-    assert caught.value.reason == "constraint"
-    return str(caught.value)
-
-
-def test_an_architecture_out_of_bounds_is_never_trained():
-    inner, params = Inner(), cost(TOY, CONVS, SHAPE).params
-    measure = measuring([], inner, constraints=[Constraint("params", params - 1)])
-    assert refusal(measure) == f"params is {params}, wanted params <= {params - 1}"
-    assert inner.calls == 0
-    assert measure(Trial(1, SKIPS), RNG) == {"val_acc": 0.5}
-    assert inner.calls == 1
-
-
-def test_a_bound_may_be_met_exactly_and_may_be_the_least_value():
-    params = cost(TOY, CONVS, SHAPE).params
-    bounds = [Constraint("params", params), Constraint("params", params, at_most=False)]
-    measuring([], constraints=bounds)(Trial(0, CONVS), RNG)
-    assert "wanted params >= " in refusal(measuring([], constraints=bounds[1:]), SKIPS)
-
-
-def test_latency_is_bounded_before_training_too(clock):
-    for settings in ({}, {"table": TABLE}):
-        inner = Inner()
-        measure = measuring([], inner, constraints=[Constraint("latency_ms", 1.0)], **settings)
-        assert refusal(measure).endswith("wanted latency_ms <= 1")
-        assert inner.calls == 0
-
-
-def test_what_breaks_a_counted_bound_is_not_even_timed(clock):
-    refusal(measuring(["latency_ms"], constraints=[Constraint("params", 1)]))
-    assert clock.calls == 0
-
-
-def test_bounds_on_what_only_training_shows_are_left_to_the_goals():
-    found = measuring([], Inner(), constraints=[Constraint("val_acc", 0.9, at_most=False)])(
-        Trial(0, CONVS), RNG
-    )
-    assert found == {"val_acc": 0.5}
-
-
-def test_only_the_metrics_at_hand_are_checked():
-    check_constraints({"params": 3.0}, [Constraint("params", 3.0), Constraint("macs", 0.0)])
-    with pytest.raises(TrialError, match=r"params is 5.1e\+06, wanted params <= 3e\+06"):
-        check_constraints({"params": 5.1e6}, [Constraint("params", 3e6)])
 
 
 # -- latency ------------------------------------------------------------------------------------------
@@ -211,34 +112,8 @@ def test_a_resumed_study_goes_on_at_the_same_scale(clock):
     done = Trial(0, SKIPS, state="done", metrics={"latency_ms": 10.0, "val_acc": 0.1})
     history = [Trial(1, CONVS, state="failed", reason="nan"), done]
     clock.slowness = 7.0
-    measure = measuring(["latency_ms"], history=history)
-    assert measure(Trial(2, CONVS), RNG)["latency_ms"] == pytest.approx(40.0)
-
-
-def test_a_measurement_goes_on_until_its_interval_is_narrow(monkeypatch):
-    def found_after(spread):
-        calls = []
-
-        def interleaved(networks, x, *, repeats, warmup=10, seed=0):
-            calls.append(seed)
-            draw = np.random.default_rng(seed % 1000)
-            return draw.uniform(1.0, 1.0 + spread, (len(networks), repeats))
-
-        monkeypatch.setattr(module, "interleaved", interleaved)
-        Stopwatch(TOY, SHAPE, CPU, blocks=4)(CONVS)
-        return calls
-
-    assert len(found_after(0.001)) == 2
-    noisy = found_after(50.0)
-    assert len(noisy) == 1 + module.MOST
-    assert len(set(noisy)) == len(noisy)
-
-
-def test_a_network_too_large_for_the_device_is_not_built(monkeypatch):
-    monkeypatch.setattr("nas.training.needs.memory_bytes", lambda device: 10)
-    with pytest.raises(TrialError) as caught:
-        Stopwatch(TOY, SHAPE, CPU)(CONVS)
-    assert caught.value.reason == "oom"
+    measure = costs(["latency_ms"], timed=lambda: history)
+    assert measure(Trial(2, CONVS))["latency_ms"] == pytest.approx(40.0)
 
 
 def test_real_networks_are_timed_alike_each_time_and_in_order():
@@ -251,20 +126,3 @@ def test_real_networks_are_timed_alike_each_time_and_in_order():
     assert min(found[heavy]) > 1.5 * max(found[light])
     for twice in found.values():
         assert twice[0] == pytest.approx(twice[1], rel=0.2)
-
-
-def test_blocks_are_whole():
-    assert Stopwatch(TOY, SHAPE, CPU, blocks=3).rounds == 3 * BEST_OF
-
-
-def test_a_space_of_ones_own_is_measured_like_any_other(clock):
-    space = Space(
-        "mine",
-        lambda choose: torch.nn.Sequential(
-            *(torch.nn.Conv2d(1, 1, 1) for _ in range(choose.value("depth", (1, 2, 3))))
-        ),
-    )
-    measure = Measured(Inner(), space, SHAPE, CPU, ["macs", "latency_ms"])
-    one, three = (measure(Trial(i, genotype), RNG) for i, genotype in enumerate([(0,), (2,)]))
-    assert (one["macs"], three["macs"]) == (64, 192)
-    assert three["latency_ms"] == pytest.approx(3 * one["latency_ms"])

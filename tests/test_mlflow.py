@@ -8,11 +8,11 @@ from jobs import TINY
 
 import nas
 from nas.results.run_record import read_run
-from nas.tracking.mlflow import MLflow, word
-from nas.tracking.tracker import FINAL, Point, Run
+from nas.show.tracking.mlflow import MLflow
+from nas.show.tracking.tracker import FINAL, Point, TrackedRun
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own
-RUN = Run("run-1", Path("run"), {"space": "toy", "seed": "0"})
+RUN = TrackedRun("run-1", Path("run"), {"space": "toy", "seed": "0"})
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,3 @@ def test_a_search_is_tracked(uri, tmp_path, monkeypatch):
     client, run = read(uri, read_run(result.folder)["run"])
     assert run.data.metrics[f"{FINAL}/test_acc"] == pytest.approx(result.metrics["test_acc"])
     assert "model.safetensors" in {file.path for file in client.list_artifacts(run.info.run_id)}
-
-
-def test_names_are_of_characters_that_mlflow_takes():
-    assert word("normal/0->2 (é)") == "normal/0-_2 ___"

@@ -4,11 +4,10 @@ import json
 import pytest
 
 from nas.errors import ConfigError
-from nas.job.changing import change
-from nas.job.config import Config, make_config
-from nas.job.plan import make_plan
-from nas.job.presets import PRESETS, preset
-from nas.training.recipe import Recipe, learning_rate
+from nas.run.config import Config, make_config
+from nas.run.presets import PRESETS, preset
+from nas.run.resolved_config import change, make_plan
+from nas.training.recipe import Recipe
 
 
 def plan(**values):
@@ -52,30 +51,12 @@ def test_nasbench201_is_that_benchmark():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_trial_of_one_epoch_ends_at_a_low_rate(name):
-    trial = plan(preset=name, epochs=1, method="random").trial
-    assert learning_rate(trial, 99, steps_per_epoch=100) < 0.01 * trial.lr
-
-
-@pytest.mark.parametrize("name", PRESETS)
 def test_without_settings_the_plan_is_the_preset(name):
     found, base = plan(preset=name), preset(name)
     for field in dataclasses.fields(base):
         if hasattr(found, field.name) and field.name != "search":
             assert getattr(found, field.name) == getattr(base, field.name), field.name
     assert plan(preset=name, method="darts").search.weights == base.search
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_shared_weights_filter_and_many_are_trained_again(name):
-    found, base = plan(preset=name, method="spos"), preset(name)
-    assert (found.trials, found.top_k) == (base.shared_trials, base.shared_top_k)
-    assert found.searcher.population == 50 and base.shared_trials >= 4 * 50
-    assert plan(preset=name, method="spos", trials=60, top_k=4).top_k == 4
-
-
-def test_an_unknown_preset_names_the_nearest():
-    assert "no preset 'standart'; did you mean 'standard'?" in refused(preset="standart")
 
 
 # -- settings --------------------------------------------------------------------------------------------
@@ -91,19 +72,18 @@ CHANGES = {
     "graph": (BLACK_BOX, False),
     "trials": (BLACK_BOX, 7),
     "epochs": (BLACK_BOX, 7),
-    "budget": (BLACK_BOX, "7m"),
     "top_k": (BLACK_BOX, 7),
     "top_k_epochs": (BLACK_BOX, 7),
     "search_images": (BLACK_BOX, 77),
     "trial": (BLACK_BOX, {"lr": 0.7}),
-    "shared": (SHARED, {"lr": 0.7}),
+    "supernet": (SHARED, {"lr": 0.7}),
     "search": (DARTS, {"lr": 0.7}),
     "retrain": (DARTS, {"lr": 0.7}),
     "alphas": (DARTS, {"lr": 0.7}),
     "method_settings": ({"method": "pcdarts"}, {"parts": 2}),
-    "alpha_speed": (DARTS, 2.0),
+    "alpha_lr_scale": (DARTS, 2.0),
     "guard": (DARTS, False),
-    "guards": (DARTS, {"ratio": 1.7}),
+    "guard_settings": (DARTS, {"ratio": 1.7}),
     "selection": (DARTS, "perturbation"),
     "sharing": (SHARED, {"sampling": "fair"}),
     "warm_start": (BLACK_BOX, "parent"),
@@ -111,17 +91,16 @@ CHANGES = {
     "objective": (BLACK_BOX, ["-params"]),
     "constraint": (BLACK_BOX, "params<=3e6"),
     "scheduler": (BLACK_BOX, "hyperband"),
-    "ladder": (HALVING, "epochs=2; epochs=4"),
+    "rungs": (HALVING, "epochs=2; epochs=4"),
     "eta": (HALVING, 2),
     "fidelity": (BLACK_BOX, "epochs=3,width=0.5"),
-    "early_stop": (BLACK_BOX, 0.1),
-    "baselines": (BLACK_BOX, False),
-    "seeds": (BLACK_BOX, 7),
+    "repeats": (BLACK_BOX, 7),
 }
 ELSEWHERE = {
     *("space", "task", "evaluator", "seed", "device", "deterministic", "space_settings", "final_settings"),
     *("calibration", "latency_table", "max_failures", "memory", "seed_alphas", "rank_timeout"),
-    *("storage", "storage_patience", "workers", "lease", "trial_timeout", "pictures"),
+    *("storage", "storage_patience", "workers", "executor", "gpus_per_trial", "asynchronous"),
+    *("trial_timeout", "pictures", "budget", "early_stop", "baselines"),
     *("export", "audit", "augment", "exclude", "tensorboard", "mlflow"),
 }
 """Read by the job itself, see test_search_run.py."""
@@ -140,30 +119,19 @@ def test_every_setting_changes_the_plan(name):
 @pytest.mark.parametrize("base", [BLACK_BOX, SHARED, DARTS])
 def test_execution_holds_for_every_phase_unless_one_says_otherwise(base):
     found = make_plan(make_config({**base, "execution": "plain", "retrain": {"execution": "batched"}}))
-    assert {found.trial.execution, found.shared.execution} == {"plain"}
+    assert {found.trial.execution, found.supernet.execution} == {"plain"}
     assert found.final.execution == "batched"
     assert make_plan(make_config({**DARTS, "execution": "plain"})).search.weights.execution == "plain"
     found = make_plan(make_config({**base, "graph": False, "retrain": {"graph": True}}))
-    assert (found.trial.graph, found.shared.graph, found.final.graph) == (False, False, True)
+    assert (found.trial.graph, found.supernet.graph, found.final.graph) == (False, False, True)
 
 
 def test_epochs_belong_to_what_the_method_trains_first():
     assert plan(epochs=7).trial.epochs == 7
     shared = plan(epochs=7, evaluator="shared")
-    assert (shared.shared.epochs, shared.trial.epochs) == (7, preset("quick").trial.epochs)
+    assert (shared.supernet.epochs, shared.trial.epochs) == (7, preset("quick").trial.epochs)
     assert plan(epochs=7, method="darts").search.weights.epochs == 7
     assert plan(epochs=7, trial={"epochs": 3}).trial.epochs == 3
-
-
-def test_the_second_order_method_is_the_first_with_order_two():
-    first, second = plan(method="darts"), plan(method="darts2")
-    assert (first.search.order, second.search.order) == (1, 2)
-    assert dataclasses.replace(second.search, name="darts", order=1) == first.search
-
-
-def test_search_images_of_zero_means_all():
-    assert plan(search_images=0).search_images is None
-    assert plan().search_images == preset("quick").search_images != 0
 
 
 def test_epochs_of_the_last_training_lift_the_bound_on_its_images():
@@ -174,17 +142,13 @@ def test_epochs_of_the_last_training_lift_the_bound_on_its_images():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"trial": {"lrr": 1}}, "trial: no recipe setting 'lrr'; did you mean 'lr'?"),
+        ({"trial": {"lrr": 1}}, "trial: no setting 'lrr'; did you mean 'lr'?"),
         ({"retrain": {"epochs": 0}}, "retrain: recipe: epochs is 0"),
         ({"retrain": {"epochs": 2.5}}, "retrain.epochs is 2.5, but must be a whole number"),
-        ({"retrain": {"epochs": "nan"}}, "retrain.epochs is 'nan', but must be a whole number"),
-        ({"retrain": {"batch": "many"}}, "retrain.batch is 'many', but must be a whole number"),
         ({"retrain": {"batch": True}}, "retrain.batch is True, but must be a whole number"),
-        ({"retrain": {"batch": 1}}, "an integer of at least 2"),
-        ({"trial": {"lr": 0}}, "lr is 0.0, but must be a finite number above 0"),
-        ({"trial": {"lr": "inf"}}, "lr is inf, but must be a finite number above 0"),
+        ({"trial": {"lr": 0}}, "lr is 0.0, but must be a number above 0"),
         ({"trial": {"lr": "[" * 50_000}}, "but must be a number"),
-        ({"trial": {"crop": "no"}}, "crop is 'no', but must be true or false"),
+        ({"trial": {"crop": "no"}}, "crop is 'no', but must be True or False"),
         ({"trial": {"schedule": "weekly"}}, "schedule is 'weekly', but must be 'step' or 'epoch'"),
         ({"trial": {"warmup_epochs": 99}}, "warmup_epochs is 99.0, but must be below epochs"),
         (
@@ -195,25 +159,22 @@ def test_epochs_of_the_last_training_lift_the_bound_on_its_images():
         ({"constraint": ["params<3"]}, "wanted METRIC<=NUMBER"),
         ({"early_stop": 0.1, "objective": "-params"}, "early_stop forecasts val_acc"),
         ({"searcher": {"proxies": "params"}}, "use guided"),
-        ({"searcher": {"population": 1}}, "population"),
         (
             {"searcher": {"population": 5, "tournament": 6}},
             "tournament is 6, but must be at least 1",
         ),
-        ({"searcher": {"population": 2.5}}, "evolution: population is 2.5, but must be a whole number"),
         ({"searcher": {"populace": 2}}, "evolution: no setting 'populace'; did you mean 'population'?"),
         (
             {"method": "darts", "alphas": {"lrs": 1}},
             "alphas: no setting 'lrs'; did you mean 'lr'?",
         ),
-        ({"method": "darts", "alphas": {"betas": 1}}, "alphas: no setting 'betas'"),
         (
             {"method": "is-darts", "alphas": {"lr": 1}},
             "alphas is set, but method 'is-darts' learns no alphas",
         ),
         (
-            {"method": "is-darts", "alpha_speed": 2},
-            "alpha_speed is set, but method 'is-darts' learns no alphas",
+            {"method": "is-darts", "alpha_lr_scale": 2},
+            "alpha_lr_scale is set, but method 'is-darts' learns no alphas",
         ),
         ({"method": "is-darts", "seed_alphas": "x"}, "seed_alphas is set, but method 'is-darts' learns no"),
         (
@@ -221,10 +182,8 @@ def test_epochs_of_the_last_training_lift_the_bound_on_its_images():
             "constraint is set, but method 'is-darts' learns no alphas; remove it or choose another method",
         ),
         ({"method": "darts", "alphas": {"lr": 0}}, "lr is 0.0"),
-        ({"method": "darts", "alphas": {"lr": "nan"}}, "lr is nan"),
         ({"method": "darts", "alphas": {"lr": True}}, "alphas.lr is True, but must be a number"),
         ({"evaluator": "shared", "sharing": {"sampling": "even"}}, "sharing: no sampling 'even'"),
-        ({"method": "spos", "searcher": {"parents": 0}}, "parents 0; wanted"),
     ],
 )
 def test_wrong_settings_name_their_table_and_the_rule(values, words):
@@ -237,26 +196,14 @@ def test_wrong_settings_name_their_table_and_the_rule(values, words):
     ("values", "words"),
     [
         ({"top_k": 1, "top_k_epochs": 3}, "top_k_epochs is set, but with top_k 1"),
-        ({"preset": "nasbench201", "top_k_epochs": 3}, "top_k_epochs is set, but with top_k 1"),
         ({"method": "darts", "top_k": 1, "trial": {"lr": 1}}, "trial is set, but with top_k 1"),
-        ({"evaluator": "shared", "top_k": 1, "trial": {"lr": 1}}, "trial is set, but with top_k 1"),
         ({"method": "darts", "trial": {"epochs": 3}}, "trial.epochs is set, but here"),
-        ({"top_k": 1, "seeds": 3}, "seeds is set, but with top_k 1"),
+        ({"top_k": 1, "repeats": 3}, "repeats is set, but with top_k 1"),
         ({"evaluator": "shared", "trial": {"epochs": 3}}, "trial.epochs is set, but here"),
     ],
 )
 def test_settings_of_trainings_that_will_not_happen_are_refused(values, words):
     assert words in refused(**values, baselines=False)
-
-
-def test_baselines_are_trained_again_too_so_that_their_settings_are_used():
-    assert plan(top_k=1, top_k_epochs=3, seeds=5).seeds == 5
-    random_trials = plan(method="darts", epochs=50, trial={"epochs": 4})
-    assert (random_trials.trial.epochs, random_trials.search.weights.epochs) == (4, 50)
-
-
-def test_the_epochs_of_a_differentiable_search_are_not_those_of_random_trials():
-    assert plan(method="darts", epochs=50).trial.epochs == preset("quick").trial.epochs
 
 
 @pytest.mark.parametrize(
@@ -269,10 +216,6 @@ def test_the_epochs_of_a_differentiable_search_are_not_those_of_random_trials():
 )
 def test_what_would_decide_nothing_is_refused(values, words):
     assert words in refused(**values)
-
-
-def test_trials_of_their_own_may_be_set_where_nothing_is_trained_again():
-    assert plan(top_k=1, trial={"lr": 0.5, "epochs": 2}).trial.lr == 0.5
 
 
 RECIPE = Recipe(epochs=10, batch=4, lr=0.1, weight_decay=0.0, warmup_epochs=2.0)
@@ -288,11 +231,6 @@ def test_numbers_may_be_text_and_whole_numbers_floats():
     changed = change(RECIPE, {"lr": "1e-3", "batch": 8.0, "epochs": "5", "nesterov": False}, "trial")
     assert (changed.lr, changed.batch, changed.epochs, changed.nesterov) == (1e-3, 8, 5, False)
     assert isinstance(changed.batch, int)
-
-
-def test_a_small_population_takes_a_small_tournament():
-    searcher = plan(searcher={"population": 3}).searcher
-    assert (searcher.population, searcher.tournament) == (3, 3)
 
 
 @pytest.mark.parametrize("values", [BLACK_BOX, SHARED, DARTS, {"method": "random"}])

@@ -1,4 +1,4 @@
-"""Relaxations: values, gradients against finite differences or the closed form, absent options, annealing."""
+"""Relaxations and perturbations: values, gradients, absent options, annealing, and how far they move."""
 
 import pytest
 import torch
@@ -6,16 +6,18 @@ from torch.autograd import gradcheck
 
 from nas.errors import ConfigError
 from nas.oneshot.relaxations import (
+    AdversarialPerturbation,
     Dirichlet,
     GumbelHard,
     GumbelSoft,
+    RandomPerturbation,
     Sigmoid,
     Softmax,
     Uniform,
-    UniformPath,
+    on_simplex,
 )
 
-ALL = [Softmax(), GumbelSoft(), GumbelHard(), Dirichlet(), Sigmoid(), Uniform(), UniformPath()]
+ALL = [Softmax(), GumbelSoft(), GumbelHard(), Dirichlet(), Sigmoid(), Uniform()]
 each = pytest.mark.parametrize("relaxation", ALL, ids=lambda r: type(r).__name__)
 
 
@@ -40,10 +42,7 @@ def test_rows_are_weights(relaxation):
     assert weights.shape == (3, 4) and (weights >= 0).all()
     if not isinstance(relaxation, Sigmoid):
         torch.testing.assert_close(weights.sum(-1), torch.ones(3, dtype=torch.float64))
-
-
-@each
-def test_strengths_lie_in_the_unit_interval(relaxation):
+    assert relaxation.samples_one_path == bool(((weights > 1e-9).sum(-1) == 1).all())
     strengths = relaxation.strength(alphas())
     assert ((strengths >= 0) & (strengths <= 1)).all()
 
@@ -57,29 +56,14 @@ def test_absent_options_get_no_weight_and_no_gradient(relaxation):
         assert (values[absent] == 0).all() and values.isfinite().all()
         assert values[2, 2] > 0
         if values.requires_grad:
-            (gradient,) = torch.autograd.grad(
-                (values * torch.randn_like(values)).sum(), leaf, retain_graph=True
-            )
+            loss = (values * torch.randn_like(values)).sum()
+            (gradient,) = torch.autograd.grad(loss, leaf, retain_graph=True)
             assert gradient.isfinite().all() and (gradient[absent] == 0).all()
 
 
-@pytest.mark.parametrize(
-    "relaxation", [Softmax(), GumbelSoft(3.0, 0.5), Sigmoid()], ids=lambda r: type(r).__name__
-)
+@pytest.mark.parametrize("relaxation", [Softmax(), GumbelSoft(3.0, 0.5), Sigmoid()])
 def test_the_gradient_is_that_of_finite_differences(relaxation):
     assert gradcheck(frozen_noise(relaxation), (alphas(),), eps=1e-6, atol=1e-6)
-
-
-@each
-def test_the_gradient_of_the_strength_is_that_of_finite_differences(relaxation):
-    assert gradcheck(relaxation.strength, (alphas(),), eps=1e-6, atol=1e-6)
-
-
-def test_softmax_has_the_jacobian_of_its_closed_form():
-    leaf = alphas(1, 5)
-    weights = Softmax().mix(leaf, 0.0)[0]
-    jacobian = torch.autograd.functional.jacobian(lambda x: Softmax().mix(x, 0.0)[0], leaf)[:, 0]
-    torch.testing.assert_close(jacobian, torch.diag(weights) - torch.outer(weights, weights))
 
 
 def test_a_hard_sample_has_the_gradient_of_the_soft_one():
@@ -87,80 +71,91 @@ def test_a_hard_sample_has_the_gradient_of_the_soft_one():
     hard, soft = frozen_noise(GumbelHard(2.0, 0.5))(leaf), frozen_noise(GumbelSoft(2.0, 0.5))(leaf)
     assert set(hard.detach().round(decimals=9).flatten().tolist()) == {0.0, 1.0}
     assert torch.equal(hard.argmax(-1), soft.argmax(-1))
-    for values in (hard, soft):
-        (gradient,) = torch.autograd.grad((values * weights).sum(), leaf, retain_graph=True)
-        torch.testing.assert_close(
-            gradient, torch.autograd.grad((soft * weights).sum(), leaf, retain_graph=True)[0]
-        )
+    found = [torch.autograd.grad((values * weights).sum(), leaf)[0] for values in (hard, soft)]
+    torch.testing.assert_close(*found)
 
 
 def test_samples_are_drawn_in_proportion_to_the_softmax():
     """Gumbel-max: an option wins as often as its softmax says, whatever the temperature."""
-    row = torch.tensor([[1.0, 0.0, -1.0]]).expand(40_000, 3)
+    row = torch.tensor([[1.0, 0.0, -1.0]])
     for progress in (0.0, 1.0):
         torch.manual_seed(1)
-        shares = GumbelHard().mix(row, progress).mean(0)
-        torch.testing.assert_close(shares, row[0].softmax(-1), atol=0.01, rtol=0)
-
-
-def test_temperatures_fall_linearly():
-    assert [GumbelHard(10.0, 0.1).temperature(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([10.0, 5.05, 0.1])
-
-
-def test_a_low_temperature_sharpens_soft_samples():
-    row = alphas(200, 5).detach()
-    hot, cold = frozen_noise(GumbelSoft(10.0, 0.1), 0.0)(row), frozen_noise(GumbelSoft(10.0, 0.1), 1.0)(row)
-    assert hot.max(-1).values.mean() < 0.4
-    assert cold.max(-1).values.mean() > 0.9
+        found = GumbelHard().mix(row.expand(40_000, 3), progress).mean(0)
+        torch.testing.assert_close(found, row[0].softmax(-1), atol=0.01, rtol=0)
 
 
 def test_dirichlet_draws_have_the_moments_of_the_distribution():
     row = torch.tensor([[0.5, -0.7, 1.5]]).expand(60_000, 3)
     torch.manual_seed(3)
     draws = Dirichlet().mix(row, 0.0)
-    concentration = torch.nn.functional.elu(row[0]) + 1
-    wanted = torch.distributions.Dirichlet(concentration)
+    wanted = torch.distributions.Dirichlet(torch.nn.functional.elu(row[0]) + 1)
     torch.testing.assert_close(draws.mean(0), wanted.mean, atol=0.01, rtol=0)
     torch.testing.assert_close(draws.var(0), wanted.variance, atol=0.01, rtol=0)
     torch.testing.assert_close(Dirichlet().strength(row)[0], wanted.mean)
 
 
-def test_dirichlet_gradients_are_those_of_the_expectation():
-    """d/dα of E[f(θ)] for f = θ_0: the mean of the reparametrised gradients against its closed form."""
-    row = torch.tensor([0.3, -0.2, 0.8], dtype=torch.float64, requires_grad=True)
-    torch.manual_seed(5)
-    draws = Dirichlet().mix(row.expand(200_000, 3), 0.0)
-    (found,) = torch.autograd.grad(draws[:, 0].mean(), row)
-    (wanted,) = torch.autograd.grad(Dirichlet().strength(row[None])[0, 0], row)
-    torch.testing.assert_close(found, wanted, atol=3e-3, rtol=0)
-
-
-def test_sigmoid_is_its_closed_form():
-    leaf = alphas()
-    values = Sigmoid().mix(leaf, 0.0)
-    (gradient,) = torch.autograd.grad(values.sum(), leaf)
-    torch.testing.assert_close(values, 1 / (1 + (-leaf).exp()))
-    torch.testing.assert_close(gradient, values * (1 - values))
-
-
-def test_uniform_mixtures_do_not_depend_on_the_alphas():
-    assert torch.equal(Uniform().mix(alphas(), 0.0), torch.full((3, 4), 0.25, dtype=torch.float64))
-    assert not Uniform().mix(alphas(), 0.0).requires_grad
-    assert not UniformPath().mix(alphas(), 0.0).requires_grad
-
-
-def test_uniform_paths_take_every_option_equally_often():
-    torch.manual_seed(2)
-    paths = UniformPath().mix(torch.zeros(20_000, 4), 0.0)
-    torch.testing.assert_close(paths.mean(0), torch.full((4,), 0.25), atol=0.01, rtol=0)
-    assert (paths.sum(-1) == 1).all()
-
-
-def test_which_relaxations_run_one_option_at_a_time():
-    assert [type(r).__name__ for r in ALL if r.one_at_a_time] == ["GumbelHard", "UniformPath"]
-
-
 @pytest.mark.parametrize("bounds", [(0.0, 0.0), (1.0, 2.0), (float("inf"), 1.0), (1.0, -1.0)])
 def test_impossible_temperatures_are_refused(bounds):
-    with pytest.raises(ConfigError, match="temperatures go from"):
+    with pytest.raises(ConfigError, match="temperatures"):
         GumbelSoft(*bounds)
+
+
+# -- perturbations ------------------------------------------------------------------------------------
+
+
+def weights():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(5, 4, generator=generator).softmax(-1)
+
+
+def loss(rows):
+    """Convex, so that its worst point in a cube is a corner."""
+    return (rows - 0.3).square().sum()
+
+
+def perturbed(perturbation, before, loss=loss, progress=1.0, *, seed=0):
+    def gradient(rows):
+        leaf = rows.detach().requires_grad_()
+        return torch.autograd.grad(loss(leaf), leaf)[0]
+
+    torch.manual_seed(seed)
+    return perturbation(before, loss, gradient, torch.tensor(progress))
+
+
+@pytest.mark.parametrize("kind", [RandomPerturbation, AdversarialPerturbation])
+def test_rows_stay_on_the_simplex_and_within_the_radius(kind):
+    rows = perturbed(kind(), weights())
+    assert (rows >= 0).all() and not rows.requires_grad
+    torch.testing.assert_close(rows.sum(-1), torch.ones(len(rows)))
+    one, two = (perturbed(kind(0.01, 0.01), weights()) for _ in range(2))
+    # The projection back scales a row of four by at most 1 / (1 - 4 * radius).
+    assert torch.equal(one, two) and 0 < (one - weights()).abs().max() < 0.01 * 4.2
+
+
+def test_the_radius_grows_linearly_and_random_ones_fill_the_cube():
+    assert [RandomPerturbation().radius(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([0.03, 0.165, 0.3])
+    moved = perturbed(RandomPerturbation(0.1, 0.1), torch.full((10_000, 2), 0.5))
+    difference = moved[:, 0] - 0.5
+    assert difference.abs().max() <= 0.1 / 0.9 and difference.abs().mean() == pytest.approx(0.033, abs=0.005)
+    assert difference.mean().item() == pytest.approx(0, abs=0.002)
+
+
+def test_the_adversarial_one_is_worse_than_the_mixture_and_than_random_ones():
+    worst = loss(perturbed(AdversarialPerturbation(), weights()))
+    others = [loss(perturbed(RandomPerturbation(), weights(), seed=seed)) for seed in range(20)]
+    assert worst > loss(weights()) and worst > max(others)
+
+
+def test_options_out_of_the_race_stay_out_and_a_row_never_vanishes():
+    moved = perturbed(RandomPerturbation(0.3, 0.3), torch.tensor([[0.5, 0.0, 0.5]]))
+    assert moved[0, 1] == 0
+    before = torch.tensor([[0.2, 0.3, 0.5]])
+    assert on_simplex(torch.tensor([[-0.1, -0.05, -0.2]]), before).tolist() == [[0.0, 1.0, 0.0]]
+
+
+@pytest.mark.parametrize("bounds", [(0.3, 0.1), (-0.1, 0.1), (0.1, 2.0)])
+def test_impossible_radii_are_refused(bounds):
+    with pytest.raises(ConfigError, match="radius"):
+        RandomPerturbation(*bounds)
+    with pytest.raises(ConfigError, match="steps is 0"):
+        AdversarialPerturbation(steps=0)

@@ -8,8 +8,7 @@ from jobs import SMALL, outcome, snapshot
 
 import nas
 from nas.errors import ConfigError
-from nas.job import lifecycle
-from nas.results.architecture_file import describe_architecture
+from nas.results.result import describe_architecture
 
 SETTINGS = {"space_settings": {"width": 4}, "retrain": {"epochs": 2}}
 
@@ -33,30 +32,6 @@ def test_it_trains_that_architecture_and_a_second_call_only_answers(architecture
     before = snapshot(out)
     assert outcome(nas.retrain(architecture, "digits", out=out, settings=SETTINGS)) == outcome(result)
     assert snapshot(out) == before
-
-
-def test_a_stopped_training_goes_on_to_the_same_end(architecture, tmp_path):
-    whole = nas.retrain(architecture, "digits", out=tmp_path / "whole", settings=SETTINGS)
-    for limit in (1, 9, 30):
-        asked = iter(range(1000))
-        with pytest.raises(nas.Stopped):
-            nas.retrain(
-                architecture,
-                "digits",
-                out=tmp_path / "parts",
-                settings=SETTINGS,
-                stop=lambda asked=asked, limit=limit: next(asked) >= limit,
-            )
-    parts = nas.retrain(architecture, "digits", out=tmp_path / "parts", settings=SETTINGS)
-    assert outcome(parts) == outcome(whole)
-
-
-def test_another_architecture_in_the_same_folder_is_refused(architecture, tmp_path):
-    nas.retrain(architecture, "digits", out=tmp_path / "run", settings=SETTINGS)
-    other = json.loads(architecture.read_text())
-    other["choices"]["0->1"] = "skip_connect"
-    with pytest.raises(ConfigError, match=r"architecture: \[2, 0, 2\] in the folder, \[0, 0, 2\] now"):
-        nas.retrain(other, "digits", out=tmp_path / "run", settings=SETTINGS)
 
 
 def test_the_folder_of_a_search_is_refused_as_such(architecture, tmp_path):
@@ -100,17 +75,3 @@ def test_the_published_recipe_takes_the_spaces_full_size(tmp_path):
     plan = json.loads((tmp_path / "run" / "run.json").read_text())["plan"]
     assert plan["final"]["drop_path"] == 0.2
     assert plan["final"]["auxiliary"] == 0.4
-
-
-def test_it_ends_with_the_bundle(architecture, tmp_path, monkeypatch):
-    written = []
-    monkeypatch.setattr(lifecycle, "bundle_at_end", lambda result, task, _: written.append((result, task)))
-    for export in (False, True):
-        settings = {**SETTINGS, "retrain": {"epochs": 1}, "export": export}
-        result = nas.retrain(architecture, "digits", out=tmp_path / "run", settings=settings)
-    ((bundled, task),) = written
-    assert bundled.metrics == result.metrics
-    assert task.name == "digits"
-    (tmp_path / "run" / "MODEL_CARD.md").write_text("there is one")
-    nas.retrain(architecture, "digits", out=tmp_path / "run", settings=settings)
-    assert len(written) == 1

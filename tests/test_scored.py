@@ -1,13 +1,14 @@
+"""Architectures scored by proxies: as features of a searcher, and as the metrics of a trial."""
+
 import pytest
 from torch import nn
 
-from nas.cost import cost
+from nas.data.loading import load_task
 from nas.errors import ConfigError, TrialError
-from nas.evaluation.scored import FAILED, Scored
-from nas.proxies import PROXIES
-from nas.registry import load
-from nas.space import Space
-from nas.task import load_task
+from nas.evaluate.proxies import FAILED, PROXIES, Scored
+from nas.space.cost import cost
+from nas.space.loading import load
+from nas.space.space import Space
 from nas.types import Trial
 
 TASK = load_task("digits").reduced(128)
@@ -28,36 +29,19 @@ def space(broken):
 
 
 def test_scores_come_in_the_order_asked_for():
-    scored = Scored(TOY, TASK, ["macs", "params"])
     counted = cost(TOY, (2, 2, 2), TASK.image_shape)
+    scored = Scored(TOY, TASK.subset(40 / len(TASK.train)), ["macs", "params"])
     assert scored((2, 2, 2)) == [counted.macs, counted.params]
-    assert scored.scores((2, 2, 2)) == {"macs": counted.macs, "params": counted.params}
+    assert scored.evaluate(Trial(0, (2, 2, 2)), None) == {"macs": counted.macs, "params": counted.params}
+    assert len(scored.batch) == 40, "a task of fewer images is used whole"
 
 
 def test_every_proxy_can_be_asked_for_and_depends_on_the_architecture_alone():
     scored = Scored(TOY, TASK, list(PROXIES))
     first = scored((2, 2, 2))
     scored((1, 1, 1))
-    assert Scored(TOY, TASK, list(PROXIES))((2, 2, 2)) == first
+    assert Scored(TOY, TASK, list(PROXIES))((2, 2, 2)) == first == scored((2, 2, 2))
     assert len(first) == len(PROXIES)
-
-
-def test_each_score_is_computed_once(monkeypatch):
-    asked = []
-
-    def counting(network, batch):
-        asked.append(len(batch))
-        return 1.5
-
-    monkeypatch.setattr("nas.evaluation.scored.PROXIES", {"counting": counting})
-    scored = Scored(TOY, TASK, ["counting"])
-    assert [scored((2, 2, 2)), scored((2, 2, 2)), scored((1, 1, 1))] == [[1.5]] * 3
-    assert asked == [64, 64]
-
-
-def test_a_task_of_fewer_images_is_used_whole():
-    small = TASK.subset(40 / len(TASK.train))
-    assert len(Scored(TOY, small, ["params"]).batch) == 40
 
 
 def test_an_unknown_proxy_names_the_nearest():
@@ -86,7 +70,6 @@ def test_one_failed_proxy_leaves_the_others():
     one = Space("one", lambda choose: nn.Sequential(choose.op("body", {"pair": Pair})))
     scored = Scored(one, TASK, ["params", "l2_norm"])
     assert scored((0,)) == [640, FAILED]
-    assert scored.scores((0,)) == {"params": 640}
     with pytest.raises(TrialError, match="l2_norm cannot be computed for this architecture") as caught:
         scored.evaluate(Trial(0, (0,)), None)
     assert caught.value.reason == "proxy"

@@ -1,32 +1,24 @@
-"""Searchers: each on planted landscapes and against what it is read from, and the promises all keep."""
-
-import csv
-import gzip
-from collections import Counter
+"""Searchers: each against its published algorithm, and the promises that all keep."""
 
 import numpy as np
-import optuna
 import pytest
-from published import table
 from torch import nn
 
 from nas.errors import ConfigError, ExhaustedError
-from nas.goals import Goals, parse_goals
-from nas.pareto import hypervolume
-from nas.registry import load
-from nas.searchers import Guided, LocalSearch, Nsga2, RandomSearch, RegularizedEvolution
-from nas.searchers.bounded import Bounded
-from nas.searchers.generational import Generational
-from nas.searchers.named import SEARCHERS as NAMES
-from nas.searchers.named import make_searcher, settings_of
+from nas.searchers.evolution import Generational, Nsga2, RegularizedEvolution
+from nas.searchers.factory import SEARCHERS as NAMES
+from nas.searchers.factory import make_searcher
+from nas.searchers.goals import Goals, parse_goals
 from nas.searchers.optuna_search import NUMERIC, OptunaSearch
-from nas.searchers.surrogate import SURROGATES
+from nas.searchers.pareto import hypervolume
+from nas.searchers.predictor_guided import Guided
+from nas.searchers.searcher import Bounded, LocalSearch, RandomSearch
 from nas.seeding import rng
-from nas.space import Space
+from nas.space.loading import load
+from nas.space.space import Space
+from nas.spaces.toy import score
 from nas.testing import check_searcher
-from nas.types import Objective, Trial
-from spaces.nasbench201 import to_string
-from spaces.toy import OPTIMUM, score
+from nas.types import Trial
 
 TOY, CELLS, DARTS = load("toy"), load("nasbench201"), load("darts")
 TWO = parse_goals(["near", "-far"])
@@ -37,18 +29,15 @@ SEARCHERS = {
     "nsga2": Nsga2(population=4),
     "nsga2-front": Nsga2(population=4, goals=TWO),
     "generational": Generational(population=4, parents=2),
-    "guided": Guided(init=2, largest=1, size=sum),
-    "guided-ridge-draws": Guided(init=3, surrogate="ridge", acquisition="thompson"),
-    "guided-ridge": Guided(init=2, surrogate="ridge", goals=parse_goals(["val_acc"], ["params<=0.5"])),
+    "guided": Guided(init=2),
+    "guided-draws": Guided(init=3, acquisition="thompson"),
     "guided-front": Guided(init=2, goals=TWO),
     "tpe": OptunaSearch(),
     "tpe-front": OptunaSearch(goals=TWO),
     "nsga3": OptunaSearch("NSGAIIISampler", {"population_size": 4}),
-    "bounded": Bounded(RandomSearch(), lambda genotype: sum(genotype) % 2 == 0),
+    "bounded": Bounded(RandomSearch(), lambda genotype, _: sum(genotype) % 2 == 0),
 }
 each_searcher = pytest.mark.parametrize("searcher", SEARCHERS.values(), ids=SEARCHERS)
-
-
 FAR = (0, 2, 4, 1, 3, 2)
 
 
@@ -100,79 +89,17 @@ def ageing_evolution(space, evaluate, *, population, tournament, trials, seed, f
     return history
 
 
-@pytest.mark.parametrize(("population", "tournament"), [(10, 10), (10, 3), (2, 1), (25, 5)])
-def test_evolution_is_the_published_algorithm(population, tournament):
+@pytest.mark.parametrize("fail", [lambda number: False, lambda number: number % 3 == 1], ids=["all", "some"])
+@pytest.mark.parametrize(("population", "tournament"), [(10, 10), (2, 1), (25, 5)])
+def test_evolution_is_the_published_algorithm(population, tournament, fail):
+    """Failed trials never enter the population."""
     searcher = RegularizedEvolution(population, tournament)
-    found = [t.genotype for t in simulate(searcher, CELLS, planted, trials=80, seed=4)]
-    settings = {"population": population, "tournament": tournament, "trials": 80, "seed": 4}
+    found = [t.genotype for t in simulate(searcher, CELLS, planted, trials=80, seed=4, fail=fail)]
+    settings = {"population": population, "tournament": tournament, "trials": 80, "seed": 4, "fail": fail}
     assert found == ageing_evolution(CELLS, planted, **settings)
-
-
-def test_failed_trials_never_enter_the_population():
-    def fail(number):
-        return number % 3 == 1
-
-    searcher = RegularizedEvolution(6, 3)
-    found = [t.genotype for t in simulate(searcher, CELLS, planted, trials=60, seed=2, fail=fail)]
-    settings = {"population": 6, "tournament": 3, "trials": 60, "seed": 2, "fail": fail}
-    assert found == ageing_evolution(CELLS, planted, **settings)
-
-
-def test_evolution_climbs_to_a_planted_optimum():
-    history = simulate(RegularizedEvolution(), CELLS, planted, trials=120)
-    assert max(t.metrics["val_acc"] for t in history) == 6.0
-    blind = simulate(RandomSearch(), CELLS, planted, trials=120)
-    means = [np.mean([t.metrics["val_acc"] for t in h[60:]]) for h in (history, blind)]
-    assert means[0] > means[1] + 2
-
-
-def test_evolution_minimises_where_it_should():
-    searcher = RegularizedEvolution(goals=Goals((Objective("loss", maximize=False),)))
-    history = []
-    for number in range(120):
-        genotype = searcher.ask(CELLS, history, rng(0, number))
-        history.append(
-            Trial(number, genotype, state="done", metrics={"loss": -planted(genotype), "val_acc": 0})
-        )
-    upwards = simulate(RegularizedEvolution(), CELLS, planted, trials=120)
-    assert [t.genotype for t in history] == [t.genotype for t in upwards]
-
-
-def test_a_running_trial_is_not_a_parent_but_is_not_proposed_again():
-    history = simulate(RegularizedEvolution(2, 2), TOY, sum, trials=25)
-    running = [Trial(t.number, t.genotype) for t in history[:20]]
-    for number in range(200):
-        genotype = RegularizedEvolution(2, 2).ask(TOY, [*running, *history[20:]], rng(1, number))
-        assert genotype not in {t.genotype for t in history}
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"population": 1}, "population is 1, but must be at least 2"),
-        ({"population": 50, "tournament": 60}, "tournament is 60, but must be .* at most population, 50"),
-        ({"tournament": 0}, "tournament is 0, but must be at least 1"),
-        ({"population": 5}, "tournament is 10, but must be .* at most population, 5"),
-    ],
-)
-def test_impossible_settings_are_refused(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        RegularizedEvolution(**settings)
-
-
-def test_the_defaults():
-    goals = Goals((Objective("val_acc", maximize=True),))
-    assert RegularizedEvolution() == RegularizedEvolution(10, 10, goals)
 
 
 # -- local search -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_a_walk_climbs_to_the_optimum(seed):
-    """At most 4, 5 and 6 tries at three, two and one wrong decisions."""
-    history = simulate(LocalSearch(init=1), TOY, score, trials=16, seed=seed)
-    assert OPTIMUM in [t.genotype for t in history]
 
 
 @pytest.mark.parametrize("fail", [lambda number: False, lambda number: number % 3 == 1], ids=["all", "some"])
@@ -193,29 +120,7 @@ def test_a_walk_moves_to_better_neighbours_and_restarts_where_there_are_none(fai
     assert max(t.metrics["val_acc"] for t in history if t.state == "done") >= 5
 
 
-def test_a_walk_starts_at_the_best_of_the_first():
-    history = simulate(RandomSearch(), CELLS, planted, trials=10)
-    start = max(history, key=lambda t: t.metrics["val_acc"])
-    for seed in range(5):
-        found = LocalSearch(init=10).ask(CELLS, history, rng(seed))
-        assert found in CELLS.neighbours(start.genotype)
-
-
-def test_local_search_refuses_no_start_and_several_objectives():
-    with pytest.raises(ConfigError, match="init is 0, but must be at least 1"):
-        LocalSearch(init=0)
-    with pytest.raises(ConfigError, match="local search has one objective, got near, far"):
-        LocalSearch(goals=TWO)
-
-
 # -- NSGA-II ------------------------------------------------------------------------------------------
-
-
-def test_nsga2_finds_more_of_a_planted_front_than_random_search():
-    for seed in range(3):
-        found = simulate(Nsga2(population=20, goals=TWO), CELLS, planted, trials=250, seed=seed)
-        blind = simulate(RandomSearch(), CELLS, planted, trials=250, seed=seed)
-        assert volume(found) > volume(blind) + 4
 
 
 def test_parents_are_the_best_by_front_and_crowding():
@@ -228,71 +133,13 @@ def test_parents_are_the_best_by_front_and_crowding():
         assert any(sum(a != b for a, b in zip(child, parent, strict=True)) == 1 for parent in parents)
 
 
-def test_nsga2_takes_half_of_its_children_apart_by_nodes():
-    """Of two parents that share nothing; one decision of every child is mutated besides."""
-    ones, twos = (Trial(i, (i + 1,) * 6, state="done", metrics={"val_acc": 0.0}) for i in range(2))
-    children = [Nsga2(population=2, crossover=1.0).ask(CELLS, [ones, twos], rng(seed)) for seed in range(600)]
-    by_nodes = [(a, b, b, c, c, c) for a in (1, 2) for b in (1, 2) for c in (1, 2)]
-
-    def is_by_nodes(child):
-        return any(sum(x != y for x, y in zip(child, pure, strict=True)) <= 1 for pure in by_nodes)
-
-    mixed = [child for child in children if child.count(1) >= 2 and child.count(2) >= 2]
-    assert 0.45 < np.mean([is_by_nodes(child) for child in mixed]) < 0.75
-
-
-def test_nsga2_keeps_to_the_bounds():
-    goals = parse_goals(["val_acc"], ["params>=3"])
-    found = simulate(Nsga2(population=20, goals=goals), CELLS, planted, trials=150)
-    assert np.mean([t.metrics["params"] >= 3 for t in found[:20]]) < 0.3
-    assert np.mean([t.metrics["params"] >= 3 for t in found[100:]]) > 0.5
-    assert goals.ordered(found)[0].metrics["val_acc"] >= 2
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"population": 1}, "population is 1, but must be at least 2"),
-        ({"crossover": 1.1}, r"crossover is 1.1, but must be in \[0, 1\]"),
-    ],
-)
-def test_impossible_settings_of_nsga2_are_refused(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        Nsga2(**settings)
-
-
 # -- guided -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SURROGATES)
-def test_guided_search_finds_a_planted_optimum_early(name):
-    found = simulate(Guided(surrogate=name), CELLS, planted, trials=40, seed=1)
-    assert best(found) == 6
+@pytest.mark.parametrize("acquisition", ["ei", "thompson"])
+def test_guided_search_finds_a_planted_optimum_early(acquisition):
+    assert best(simulate(Guided(acquisition=acquisition), CELLS, planted, trials=40, seed=1)) >= 5
     assert best(simulate(RandomSearch(), CELLS, planted, trials=200, seed=1)) < 6
-
-
-def test_draws_find_it_too():
-    assert best(simulate(Guided(acquisition="thompson"), CELLS, planted, trials=50)) >= 5
-
-
-def test_the_first_may_be_the_largest():
-    searcher = Guided(init=4, largest=2, size=sum)
-    history = simulate(searcher, CELLS, planted, trials=4)
-    for number in (0, 1):
-        stream = rng(0, number)
-        drawn = [CELLS.sample(stream) for _ in range(500)]
-        tried = {t.genotype for t in history[:number]}
-        assert sum(history[number].genotype) == max(sum(g) for g in drawn if g not in tried)
-    assert sum(history[2].genotype) < 20
-    assert Guided(init=2, largest=1).ask(TOY, [], rng(0)) == (2, 2, 2), "the most parameters"
-
-
-def test_guided_search_learns_from_an_earlier_search():
-    earlier = tuple(simulate(RandomSearch(), CELLS, planted, trials=150, seed=7))
-    assert best(earlier) < 6
-    found = simulate(Guided(init=2, earlier=earlier), CELLS, planted, trials=8)
-    assert best(found) == 6
-    assert best(simulate(Guided(init=2), CELLS, planted, trials=8)) < 5
 
 
 def test_guided_search_uses_what_describes_an_architecture():
@@ -309,58 +156,10 @@ def test_guided_search_uses_what_describes_an_architecture():
     assert early(Guided()) < 0.6
 
 
-def test_guided_search_widens_a_front():
-    for seed in range(2):
-        found = simulate(Guided(goals=TWO), CELLS, planted, trials=45, seed=seed)
-        assert volume(found) > volume(simulate(RandomSearch(), CELLS, planted, trials=45, seed=seed)) + 3
-
-
-def test_guided_search_keeps_to_the_bounds():
-    goals = parse_goals(["val_acc"], ["params>=3"])
-    found = simulate(Guided(goals=goals), CELLS, planted, trials=45)
-    assert np.mean([t.metrics["params"] >= 3 for t in found[:10]]) < 0.3
-    assert np.mean([t.metrics["params"] >= 3 for t in found[15:]]) > 0.5
-    assert goals.ordered(found)[0].metrics["val_acc"] == 3
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"surrogate": "tree"}, "no surrogate 'tree'"),
-        ({"acquisition": "ucb"}, "acquisition is 'ucb', but must be ei or thompson"),
-        ({"init": 1}, "init is 1 and parents 5, wanted at least 2 and 1"),
-        ({"parents": 0}, "init is 10 and parents 0, wanted at least 2 and 1"),
-        ({"largest": 11}, "largest is 11, but must be at most init, 10"),
-        ({"largest": -1}, "largest is -1, but must be at most init, 10"),
-    ],
-)
-def test_impossible_settings_of_guided_are_refused(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        Guided(**settings)
-
-
 # -- Optuna's samplers --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("searcher", "trials"),
-    [
-        (OptunaSearch(), 80),
-        (OptunaSearch("TPESampler", {"multivariate": True, "n_startup_trials": 20}), 80),
-        (OptunaSearch("NSGAIISampler", {"population_size": 10}), 120),
-        (OptunaSearch("GPSampler", {"n_startup_trials": 5}), 20),
-    ],
-    ids=["tpe", "multivariate tpe", "nsga2", "gp"],
-)
-def test_optunas_samplers_learn(searcher, trials):
-    found = simulate(searcher, CELLS, planted, trials=trials)
-    late = [t.metrics["val_acc"] for t in found[trials // 2 :]]
-    assert np.mean(late) > 2, "random search has 1.2"
-
-
-@pytest.mark.parametrize(
-    "name", ["TPESampler", "NSGAIISampler", "NSGAIIISampler", "RandomSampler", "BruteForceSampler"]
-)
+@pytest.mark.parametrize("name", ["TPESampler", "NSGAIISampler", "NSGAIIISampler", "BruteForceSampler"])
 def test_optunas_samplers_with_several_objectives_and_bounds(name):
     options = {"population_size": 10} if name.startswith("NSGA") else {}
     goals = Goals(TWO.objectives, parse_goals(["near"], ["params<=3"]).constraints)
@@ -370,100 +169,38 @@ def test_optunas_samplers_with_several_objectives_and_bounds(name):
         assert volume(found) > volume(simulate(RandomSearch(), CELLS, planted, trials=60))
 
 
-def test_an_optuna_sampler_knows_the_bounds():
-    goals = parse_goals(["val_acc"], ["params>=3"])
-    found = simulate(OptunaSearch(goals=goals), CELLS, planted, trials=80)
-    assert np.mean([t.metrics["params"] >= 3 for t in found[40:]]) > 0.4
-
-
-def test_an_optuna_sampler_minimises():
-    found = simulate(OptunaSearch(goals=parse_goals(["-val_acc"])), CELLS, planted, trials=60)
-    assert np.mean([t.metrics["val_acc"] for t in found[30:]]) < 0.6
-
-
-def test_proposals_are_projected_into_the_space():
-    history = simulate(OptunaSearch(), DARTS, sum, trials=20)
-    assert len({t.genotype for t in history}) == 20
-    for trial in history:
-        assert DARTS.nearest(DARTS.one_hot(trial.genotype)) == trial.genotype
-
-
-def test_optuna_says_nothing_and_keeps_its_verbosity(capfd):
-    before = optuna.logging.get_verbosity()
-    simulate(SEARCHERS["nsga3"], TOY, sum, trials=12)
-    assert optuna.logging.get_verbosity() == before
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("name", NUMERIC)
-def test_samplers_of_numbers_are_refused(name):
-    """They would silently be random search: categories have no order."""
-    with pytest.raises(ConfigError, match=f"{name} samples numbers, .* use random, tpe or gp"):
-        OptunaSearch(name)
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("TPE", {}, "no Optuna sampler 'TPE'"),
-        ("TPESampler", {"gama": 1}, "TPESampler: no setting 'gama'; did you mean 'gamma'"),
-        ("TPESampler", {"seed": 1}, "TPESampler: no setting 'seed'"),
-        ("NSGAIISampler", {"population_size": 1}, "NSGAIISampler refuses its settings .*population_size"),
-        ("GridSampler", {}, "GridSampler refuses its settings .*search_space"),
-    ],
-)
-def test_options_of_optunas_samplers_are_checked_at_once(name, options, message):
-    with pytest.raises(ConfigError, match=message):
-        OptunaSearch(name, options)
-
-
 # -- bounds that are known beforehand -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["random", "evolution", "local", "nsga2", "guided", "tpe"])
 def test_nothing_outside_the_bounds_is_proposed_while_something_is_inside(name):
     inside = {genotype for genotype in TOY.enumerate() if sum(genotype) == 3}
-    history = simulate(Bounded(SEARCHERS[name], inside.__contains__), TOY, score, trials=len(inside) + 1)
+    searcher = Bounded(SEARCHERS[name], lambda genotype, _: genotype in inside)
+    history = simulate(searcher, TOY, score, trials=len(inside) + 1)
     assert {t.genotype for t in history[:-1]} == inside
     assert history[-1].genotype not in inside, "all inside have been tried"
 
 
-def test_a_bound_that_nothing_keeps_shows():
-    searcher = Bounded(RandomSearch(), lambda genotype: False)
-    assert TOY.nearest(TOY.one_hot(searcher.ask(TOY, [], rng(0)))) == searcher.ask(TOY, [], rng(0))
-    assert len(simulate(searcher, TOY, sum, trials=27)) == 27
-
-
-def test_a_bound_has_to_be_tried():
-    with pytest.raises(ConfigError, match="tries is 0, but must be at least 1"):
-        Bounded(RandomSearch(), bool, tries=0)
-
-
-def test_what_keeps_the_bounds_is_what_the_searcher_would_say():
-    history = simulate(RegularizedEvolution(5, 3), CELLS, planted, trials=30)
-    for seed in range(5):
-        first = RegularizedEvolution(5, 3).ask(CELLS, history, rng(seed))
-        assert Bounded(RegularizedEvolution(5, 3), lambda g: True).ask(CELLS, history, rng(seed)) == first
-
-
 # -- by name ------------------------------------------------------------------------------------------
+
+LOSS = parse_goals(["-loss"])
 
 
 @pytest.mark.parametrize(
     ("name", "searcher"),
     [
         ("random", RandomSearch()),
-        ("evolution", RegularizedEvolution(goals=parse_goals(["-loss"]))),
-        ("local", LocalSearch(goals=parse_goals(["-loss"]))),
-        ("nsga2", Nsga2(goals=parse_goals(["-loss"]))),
-        ("guided", Guided(goals=parse_goals(["-loss"]))),
-        ("tpe", OptunaSearch("TPESampler", goals=parse_goals(["-loss"]))),
-        ("gp", OptunaSearch("GPSampler", goals=parse_goals(["-loss"]))),
-        ("optuna:NSGAIISampler", OptunaSearch("NSGAIISampler", goals=parse_goals(["-loss"]))),
+        ("evolution", RegularizedEvolution(goals=LOSS)),
+        ("local", LocalSearch(goals=LOSS)),
+        ("nsga2", Nsga2(goals=LOSS)),
+        ("guided", Guided(goals=LOSS)),
+        ("tpe", OptunaSearch("TPESampler", goals=LOSS)),
+        ("gp", OptunaSearch("GPSampler", goals=LOSS)),
+        ("optuna:NSGAIISampler", OptunaSearch("NSGAIISampler", goals=LOSS)),
     ],
 )
 def test_searchers_by_name(name, searcher):
-    assert make_searcher(name, goals=parse_goals(["-loss"])) == searcher
+    assert make_searcher(name, goals=LOSS) == searcher
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -472,53 +209,49 @@ def test_every_name_gives_a_searcher(name):
 
 
 def test_settings_come_as_numbers_or_text():
-    wanted = Guided(init=4, largest=2, surrogate="ridge", size=sum)
-    assert make_searcher("guided", {"init": "4", "largest": 2.0, "surrogate": "ridge"}, size=sum) == wanted
-    assert make_searcher("nsga2", {"crossover": 1}) == Nsga2(crossover=1.0)
+    wanted = Guided(init=4, parents=2, acquisition="thompson")
+    assert make_searcher("guided", {"init": "4", "parents": 2.0, "acquisition": "thompson"}) == wanted
     assert make_searcher("tpe", {"n_startup_trials": 3}) == OptunaSearch(options={"n_startup_trials": 3})
-
-
-def test_a_tournament_is_no_larger_than_its_population():
     assert make_searcher("evolution", {"population": 4}) == RegularizedEvolution(4, 4)
     assert make_searcher("evolution", {"population": 40}) == RegularizedEvolution(40, 10)
-    with pytest.raises(ConfigError, match="tournament is 9"):
-        make_searcher("evolution", {"population": 4, "tournament": 9})
-
-
-def test_the_settings_of_a_searcher():
-    assert settings_of("evolution") == {"population": 10, "tournament": 10, "morphism": 0.0}
-    assert set(settings_of("guided")) == {"init", "largest", "surrogate", "acquisition", "parents"}
-    assert settings_of("random") == settings_of("tpe") == {}
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "message"),
+    ("name", "settings", "words"),
     [
-        ("evolutoin", {}, "no searcher 'evolutoin'; did you mean 'evolution'?, or optuna:NAME"),
+        ("evolutoin", {}, "did you mean 'evolution'"),
         ("optuna:", {}, "no Optuna sampler ''"),
-        ("optuna:TPESampler", {"x": 1}, "TPESampler: no setting 'x'"),
-        ("random", {"x": 1}, "random: got 'x', but there are no settings"),
-        ("nsga2", {"populatoin": 9}, "nsga2: no setting 'populatoin'; did you mean 'population'"),
-        ("guided", {"size": 9}, "guided: no setting 'size'"),
-        ("nsga2", {"population": "many"}, "population is 'many', but must be a whole number"),
-        ("nsga2", {"population": 2.5}, "population is 2.5, but must be a whole number"),
-        ("nsga2", {"population": True}, "population is True, but must be a whole number"),
-        ("nsga2", {"population": None}, "population is None, but must be a whole number"),
-        ("nsga2", {"crossover": "half"}, "crossover is 'half', but must be a number"),
-        ("nsga2", {"crossover": "nan"}, "crossover is nan, but must be in"),
-        ("guided", {"surrogate": 3}, "no surrogate '3'"),
-        ("guided", {"surrogate": False}, "surrogate is False, but must be text"),
+        ("optuna:TPESampler", {"gama": 1}, "did you mean 'gamma'"),
+        ("optuna:TPESampler", {"seed": 1}, "no setting 'seed'"),
+        ("optuna:NSGAIISampler", {"population_size": 1}, "population_size"),
+        ("optuna:GridSampler", {}, "search_space"),
+        *((f"optuna:{name}", {}, name) for name in NUMERIC),
+        ("random", {"x": 1}, "'x'"),
+        ("nsga2", {"populatoin": 9}, "did you mean 'population'"),
+        *(("nsga2", {"population": value}, "population") for value in (1, "many", 2.5, True, None)),
+        *(("nsga2", {"crossover": value}, "crossover") for value in (1.1, "half", "nan")),
+        ("guided", {"acquisition": "ucb"}, "acquisition"),
+        ("guided", {"parents": 0}, "parents"),
+        ("guided", {"init": 1}, "init"),
+        ("local", {"init": 0}, "init"),
+        *(("evolution", {"tournament": value}, "tournament") for value in (0, 11)),
+        ("evolution", {"population": 4, "tournament": 9}, "tournament"),
+        *(
+            ("spos", {name: value}, name)
+            for name, value in [("mutations", 0.7), ("rate", 0.0), ("parents", 0)]
+        ),
     ],
 )
-def test_wrong_names_and_values_are_refused(name, settings, message):
-    with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
+def test_wrong_names_and_values_are_refused(name, settings, words):
+    with pytest.raises(ConfigError) as caught:
         make_searcher(name, settings)
+    assert words in str(caught.value)
 
 
-def test_one_objective_searchers_refuse_several():
-    for name in ("evolution", "local"):
-        with pytest.raises(ConfigError, match="use nsga2 or guided for a Pareto front"):
-            make_searcher(name, goals=TWO)
+@pytest.mark.parametrize("name", ["evolution", "local", "spos"])
+def test_one_objective_searchers_refuse_several(name):
+    with pytest.raises(ConfigError, match="use nsga2 or guided for a Pareto front"):
+        make_searcher(name, goals=TWO)
 
 
 # -- all searchers ------------------------------------------------------------------------------------
@@ -530,29 +263,18 @@ def test_every_searcher_keeps_its_promises(searcher, space):
     check_searcher(searcher, space, trials=28 if space is TOY else 12)
 
 
-@pytest.mark.parametrize("name", ["local", "nsga2", "guided", "tpe"])
-def test_promises_are_kept_where_a_projection_decides(name):
-    check_searcher(SEARCHERS[name], DARTS, trials=8)
-
-
 @each_searcher
 def test_nothing_is_proposed_twice_and_the_space_is_exhausted_exactly(searcher):
-    history = simulate(searcher, TOY, sum, trials=27)
-    assert {t.genotype for t in history} == set(TOY.enumerate())
-    with pytest.raises(ExhaustedError, match="all 27 architectures of space 'toy' have been tried"):
-        searcher.ask(TOY, history, rng(0, 27))
+    one = Space("one", lambda choose: choose.op("x", {"id": nn.Identity}))
+    for space in (TOY, one):
+        history = simulate(searcher, space, sum, trials=space.size.count)
+        assert {t.genotype for t in history} == set(space.enumerate())
+        with pytest.raises(ExhaustedError, match=f"all {space.size.count} architectures"):
+            searcher.ask(space, history, rng(0, 27))
 
 
 @each_searcher
-def test_a_space_of_one_architecture_is_tried_once(searcher):
-    space = Space("one", lambda choose: choose.op("x", {"id": nn.Identity}))
-    history = simulate(searcher, space, sum, trials=1)
-    with pytest.raises(ExhaustedError, match="all 1 architectures"):
-        searcher.ask(space, history, rng(0, 1))
-
-
-@each_searcher
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_architectures_that_mean_the_same_count_once(searcher, seed):
     def build(choose):
         depth = choose.value("depth", (1, 2))
@@ -573,7 +295,7 @@ def test_architectures_that_mean_the_same_count_once(searcher, seed):
 
 @each_searcher
 def test_a_proposal_depends_on_the_history_and_the_stream_alone(searcher):
-    history = simulate(searcher, CELLS, planted, trials=30)
+    history = simulate(searcher, CELLS, planted, trials=20)
     assert searcher.ask(CELLS, history, rng(9)) == searcher.ask(CELLS, tuple(history), rng(9))
     # What a model of the history finds best is often the same for any stream.
     least = 1 if isinstance(searcher, Guided | OptunaSearch) else 3
@@ -590,97 +312,4 @@ def test_a_large_space_whose_projection_is_stuck_ends_instead_of_hanging():
         RandomSearch().ask(stuck, [Trial(0, (0,) * 5, state="done")], rng(0))
 
 
-# -- the real table -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("searcher", "published"),
-    [(RegularizedEvolution(10, 10), 94.17), (RandomSearch(), 93.80)],
-    ids=["evolution", "random"],
-)
-def test_published_figures_on_nasbench201(searcher, published):
-    """Mean test accuracy of what 100 evaluations select on validation, over 50 repeats."""
-    with gzip.open(table("nasbench201.csv.gz"), "rt") as file:
-        accuracies = {
-            row["arch"]: (float(row["c10_valid_200"]), float(row["c10_test_200_nats"]))
-            for row in csv.DictReader(file)
-        }
-    tested = []
-    for seed in range(50):
-        history = simulate(searcher, CELLS, lambda g: accuracies[to_string(g)][0], trials=100, seed=seed)
-        best = max(history, key=lambda t: t.metrics["val_acc"])
-        tested.append(accuracies[to_string(best.genotype)][1])
-    assert np.mean(tested) == pytest.approx(published, abs=0.15)
-
-
-@pytest.mark.parametrize("name", ["evolution", "local", "nsga2", "guided", "tpe"])
-def test_an_objective_that_trials_do_not_have_is_named(name):
-    settings = {"evolution": {"population": 2}, "nsga2": {"population": 2}, "tpe": {}}.get(name, {"init": 2})
-    searcher = make_searcher(name, settings, goals=parse_goals(["-loss"]))
-    history = [Trial(i, (i, 0, 0), state="done", metrics={"val_acc": 0.5}) for i in range(2)]
-    with pytest.raises(ConfigError, match=r"decides by 'loss', but trial \d has"):
-        searcher.ask(load("toy"), history, rng(0))
-
-
 # -- generations ---------------------------------------------------------------------------------------
-
-
-def watched_children(monkeypatch):
-    """How often children are made by mutation, by crossover and at random."""
-    made = Counter()
-    for name, owner in (("_mutated", Generational), ("cross", Space), ("sample", Space)):
-        real = getattr(owner, name)
-
-        def watching(*args, real=real, name=name):
-            made[name] += 1
-            return real(*args)
-
-        monkeypatch.setattr(owner, name, watching)
-    return made
-
-
-def test_a_generation_has_its_shares_of_mutations_and_crossovers(monkeypatch):
-    """Guo et al.: the first at random, then 25 mutations and 25 crossovers of 50; here 6, 2 and 2 of 10."""
-    searcher = Generational(population=10, parents=3, mutations=0.6, crossovers=0.2)
-    drawn = []
-    monkeypatch.setattr("nas.searchers.generational.unseen", lambda space, history, rng, propose: propose())
-    made = watched_children(monkeypatch)
-    history = simulate(searcher, CELLS, planted, trials=10)
-    assert (made["_mutated"], made["cross"], made["sample"]) == (0, 0, 10)
-    made.clear()
-    rng = np.random.default_rng(0)
-    for place in range(10):
-        told = [*history, *drawn]
-        genotype = searcher.ask(CELLS, told, rng)
-        drawn.append(Trial(10 + place, genotype, state="done", metrics={"val_acc": planted(genotype)}))
-    assert (made["_mutated"], made["cross"], made["sample"]) == (6 * 6, 2, 2)
-    best = {t.genotype for t in sorted(history, key=lambda t: -t.metrics["val_acc"])[:3]}
-    for child in drawn[:6]:
-        assert min(sum(a != b for a, b in zip(child.genotype, g, strict=True)) for g in best) <= 3
-
-
-def test_what_a_bound_turns_down_takes_no_place_in_a_generation(monkeypatch):
-    made = watched_children(monkeypatch)
-    searcher = Bounded(Generational(population=10, parents=3), lambda genotype: genotype[0] == 0)
-    history = simulate(searcher, CELLS, planted, trials=10)
-    assert made["sample"] > 20 and not made["cross"] and not made["_mutated"]
-    made.clear()
-    assert searcher.ask(CELLS, history, rng(0))[0] == 0 and not made["cross"]
-
-
-def test_generations_climb_to_a_planted_optimum_better_than_random():
-    for seed in range(3):
-        found = {
-            type(s).__name__: best(simulate(s, CELLS, planted, trials=300, seed=seed))
-            for s in (Generational(population=30), RandomSearch())
-        }
-        assert found["Generational"] > found["RandomSearch"]
-        assert found["Generational"] == planted((3, 1, 2, 3, 0, 3))
-
-
-@pytest.mark.parametrize(
-    "settings", [{"mutations": 0.7}, {"crossovers": -0.1}, {"mutations": 25}, {"rate": 0.0}]
-)
-def test_impossible_generations_are_refused(settings):
-    with pytest.raises(ConfigError, match="wanted shares of a generation, together at most 1"):
-        Generational(**settings)

@@ -1,7 +1,6 @@
 """A found model on files and over HTTP: answers, bounds and faults, by a real server, client and browser."""
 
 import asyncio
-import csv
 import io
 import json
 import os
@@ -22,23 +21,18 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import nas
-from nas.bundle import predicting
-from nas.bundle.forms import Pixels, exported, write_onnx
-from nas.bundle.predicting import _files_of
-from nas.cli import app
-from nas.data.pictures import fitted
+from nas.__main__ import app
+from nas.data.decode import fitted
 from nas.errors import ConfigError, DataError
-from nas.files.manifest import update_manifest
-from nas.serving.answers import answers
-from nas.serving.inputs import array_pixels, pixels_of
-from nas.serving.served import Served, read_served
-from nas.serving.session import Session
+from nas.export import inference
+from nas.export.formats import Pixels, exported, write_onnx
+from nas.export.inference import Served, answer_files, pixels_of
+from nas.files.folder import update_manifest
 
 fastapi = pytest.importorskip("fastapi", reason="serving needs the extra `serve`")
 pytest.importorskip("onnxscript", reason="the ONNX form needs the extra `onnx`")
 
-from nas.serving.app import Limits, make_app  # noqa: E402 - what it needs is asked for first
-from nas.serving.page import PAGE, POLICY  # noqa: E402
+from nas.export.server import Limits, load_model, make_app  # noqa: E402 - what it needs is asked for first
 
 GREY = Served("toy on digits", tuple("0123456789"), (1, 8, 8), "uint8")
 COLOUR = Served("toy on cifar10", ("cat", "dog"), (3, 8, 8), "uint8")
@@ -49,9 +43,8 @@ FLOATS = Served("toy on npz:x", ("cat", "dog"), (1, 8, 8), "float32")
 def run(tmp_path_factory):
     """A finished run with model.onnx, unproven."""
     settings = {**SMALL, "trials": 1, "retrain": {"epochs": 20, "lr": 0.2}}
-    result = nas.search(
-        "toy", "digits", "random", out=tmp_path_factory.mktemp("a") / "run", settings=settings
-    )
+    out = tmp_path_factory.mktemp("a") / "run"
+    result = nas.search("toy", "digits", "random", out=out, settings=settings)
     model = Pixels(result.network, result.inputs)
     write_onnx(result.folder / "model.onnx", exported(model, result.inputs.image_shape))
     update_manifest(result.folder, ["model.onnx"])
@@ -81,38 +74,21 @@ def npy(array):
 # -- what becomes of a file ------------------------------------------------------------------------------
 
 
-def test_an_image_of_the_right_size_is_its_pixels(digits):
+def test_an_image_becomes_the_pixels_that_the_model_takes(digits):
     pixels = pixels_of("3.png", png(digits[3]), GREY)
     assert pixels.shape == (1, 1, 8, 8) and pixels.dtype == np.float32
     assert np.array_equal(pixels[0, 0], digits[3].astype(np.float32) / 255)
     assert np.array_equal(pixels, pixels_of("3.npy", npy(digits[3]), GREY))
     assert np.array_equal(pixels_of("x", npy(digits), GREY)[3], pixels[0])
-
-
-def test_other_sizes_and_colours_are_brought_to_the_models(digits):
-    assert (
-        pixels_of("x", png(np.full((40, 20, 4), 255, np.uint8)), GREY).tolist()
-        == np.ones((1, 1, 8, 8)).tolist()
-    )
+    white = png(np.full((40, 20, 4), 255, np.uint8))
+    assert pixels_of("x", white, GREY).tolist() == np.ones((1, 1, 8, 8)).tolist()
     red = np.zeros((16, 16, 3), np.uint8)
     red[..., 0] = 255
     assert pixels_of("x", png(red), COLOUR).mean((0, 2, 3)).tolist() == [1, 0, 0]
-    assert pixels_of("x", png(digits[0]), COLOUR).shape == (1, 3, 8, 8)
-
-
-def test_an_image_is_turned_upright():
-    lying = np.zeros((8, 8), np.uint8)
+    lying, exif = np.zeros((8, 8), np.uint8), Image.Exif()
     lying[:, :4] = 255  # its left half
-    exif = Image.Exif()
     exif[0x0112] = 6  # turn it by 90 degrees, clockwise
     assert fitted(png(lying, exif=exif), (1, 8, 8))[0, :4].min() == 255
-
-
-def test_arrays_may_have_any_usual_layout():
-    several = np.zeros((5, 8, 8, 3), np.uint8)
-    for array in (several, several[0], several.transpose(0, 3, 1, 2), several / 255):
-        assert array_pixels("x", array, COLOUR).shape[1:] == (3, 8, 8)
-    assert array_pixels("x", np.float64([[[7.5] * 8] * 8]), FLOATS).max() == 7.5
 
 
 @pytest.mark.parametrize(
@@ -121,7 +97,7 @@ def test_arrays_may_have_any_usual_layout():
         (b"", GREY, "x is empty; wanted an image"),
         (b"hello", GREY, "x cannot be read as an image: it is none of BMP, GIF"),
         (png(np.zeros((9, 9), np.uint8))[:40], GREY, "x cannot be read as an image"),
-        (npy(np.zeros((8, 8)))[:-8], GREY, "x is no whole .npy array: the file holds 504 bytes"),
+        (npy(np.zeros((8, 8)))[:-8], GREY, "x is no whole .npy array"),
         (npy(np.array([{}])), GREY, "Object arrays cannot be loaded"),
         (npy(np.zeros((2, 9, 9))), GREY, r"x has shape \[2, 9, 9\], wanted \[N, 8, 8\] or one image"),
         (npy(np.zeros((2, 8, 8))), COLOUR, r"wanted \[N, 8, 8, 3\] or one image"),
@@ -142,54 +118,11 @@ def test_what_cannot_be_taken_is_said(data, served, words):
         pixels_of("x", data, served)
 
 
-def test_a_pixel_bomb_is_not_decoded(monkeypatch):
-    bomb = png(np.zeros((60, 50), np.uint8))
-    monkeypatch.setattr("nas.data.pictures.MOST_PIXELS", 2999)
-    with pytest.raises(ValueError, match="50x60 pixels, but at most 2,999"):
-        fitted(bomb, (1, 8, 8))
-    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ValueError, match="too many pixels"):
-        fitted(bomb, (1, 8, 8))
-
-
-def test_an_answer_that_is_no_number_is_refused():
-    with pytest.raises(DataError, match="x: the model's answer is not finite"):
-        answers(["x"], np.float32([[np.nan, 1]]), ["a", "b"], top=1)
-    with pytest.raises(ConfigError, match=r"the model answers \[1, 2\] numbers, but its run names 1 classes"):
-        answers(["x"], np.float32([[0, 1]]), ["a"], top=1)
-    assert str(answers(["x"], np.float32([[0, 0]]), ["a", "b"], top=2)[0]) == "x: a 50.0%, b 50.0%"
-
-
 # -- nas predict -----------------------------------------------------------------------------------------
 
 
 def predict(*arguments):
     return CliRunner().invoke(app, ["predict", *map(str, arguments)])
-
-
-def test_predict_answers_what_it_can_and_names_the_rest(run, digits, tmp_path):
-    (tmp_path / "a.png").write_bytes(png(digits[4]))
-    (tmp_path / "bad.png").write_bytes(png(digits[4])[:40])
-    np.savez(tmp_path / "all.npz", images=digits)
-    files = [tmp_path / "a.png", tmp_path / "bad.png", tmp_path / "none.png"]
-    done = predict(run.folder, *files, "--npz", tmp_path / "all.npz", "--json", "--top", 2)
-    answer = json.loads(done.stdout)
-    names = run.inputs.classes
-    wanted = [names[i] for i in run.predict(np.concatenate([digits[4:5], digits]))]
-    assert [found["class"] for found in answer["answers"]] == wanted
-    assert [len(found["top"]) for found in answer["answers"]] == [2] * 11
-    assert answer["answers"][3]["name"] == f"{tmp_path / 'all.npz'}[2]"
-    assert [text.split()[0] for text in answer["errors"]] == [str(file) for file in files[1:]]
-    assert "grey, stretched to 8x8" in answer["steps"]
-    assert done.exit_code == 3
-
-
-def test_predict_in_words(run, digits, tmp_path):
-    (tmp_path / "a.png").write_bytes(png(digits[4]))
-    done = predict(run.folder, tmp_path / "a.png")
-    assert done.exit_code == 0
-    assert done.stdout.startswith(f"{tmp_path / 'a.png'}: {run.inputs.classes[run.predict(digits[4:5])[0]]} ")
-    assert done.stdout.count("%") == 3
 
 
 def test_predict_takes_folders_beside_files_and_names_what_it_skips(run, digits, tmp_path):
@@ -210,79 +143,42 @@ def test_predict_takes_folders_beside_files_and_names_what_it_skips(run, digits,
     assert done.exit_code == 3
 
 
-def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path, monkeypatch):
-    (tmp_path / "a.png").write_bytes(png(np.zeros((8, 8), np.uint8)))
-    (tmp_path / "closed").mkdir()
-    real = os.scandir
-
-    def scandir(path):  # permissions say nothing to root
-        if str(path).endswith("closed"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return real(path)
-
-    monkeypatch.setattr("os.scandir", scandir)
-    refused, image = _files_of(str(tmp_path))
-    assert str(refused) == f"{tmp_path / 'closed'} cannot be read: Permission denied"
-    assert image == str(tmp_path / "a.png")
-
-
-def test_many_files_are_answered_in_batches_as_each_alone(run, digits, tmp_path, monkeypatch):
+def test_many_files_are_answered_in_batches_as_each_alone(digits, tmp_path, monkeypatch):
     for number, image in enumerate(digits):
         (tmp_path / f"{number}.png").write_bytes(png(image))
     np.save(tmp_path / "3b.npy", digits[:2])
     (tmp_path / "5b.png").write_bytes(b"nothing")
-    alone = [json.loads(predict(run.folder, file, "--json").stdout) for file in sorted(tmp_path.iterdir())]
     sizes = []
-    real = predicting._logits
-    monkeypatch.setattr(predicting, "_logits", lambda model, x: sizes.append(len(x)) or real(model, x))
-    monkeypatch.setattr(predicting, "BATCH", 5)
-    told = json.loads(predict(run.folder, tmp_path, "--json").stdout)
+
+    def model(pixels):
+        sizes.append(len(pixels))
+        return pixels.reshape(len(pixels), -1)[:, 20:30]
+
+    alone = [answer_files(model, GREY, [str(file)], top=2) for file in sorted(tmp_path.iterdir())]
+    monkeypatch.setattr(inference, "BATCH", 5)
+    sizes.clear()
+    found, troubles = answer_files(model, GREY, [str(tmp_path)], top=2)
     assert sizes == [6, 5, 1]
-    wanted = [(a["name"], a["class"]) for answer in alone for a in answer["answers"]]
-    assert [(a["name"], a["class"]) for a in told["answers"]] == wanted
-    assert told["errors"] == [text for answer in alone for text in answer["errors"]]
+    assert found == [answer for answers, _ in alone for answer in answers]
+    assert troubles == [text for _, texts in alone for text in texts]
 
 
-def test_predict_writes_a_table(run, digits, tmp_path):
-    names = ["a, b.png", "c.png"]
-    for name in names:
-        (tmp_path / name).write_bytes(png(digits[5]))
-    (tmp_path / "d.png").write_bytes(b"nothing")
-    done = predict(run.folder, tmp_path, "--csv", tmp_path / "new" / "out.csv", "--top", 2)
-    assert done.exit_code == 3 and f"{tmp_path / 'new' / 'out.csv'}  2 answers\n" == done.stdout
-    with (tmp_path / "new" / "out.csv").open(newline="") as file:
-        first, *rows = csv.reader(file)
-    assert first == ["name", "class", "probability", "class_2", "probability_2"]
-    assert [row[0] for row in rows] == [str(tmp_path / name) for name in names]
-    assert rows[0][1] == run.inputs.classes[run.predict(digits[5:6])[0]]
-    assert 1 >= float(rows[0][2]) >= float(rows[0][4]) >= 0
-
-
-def test_a_table_never_takes_the_place_of_an_image(run, digits, tmp_path):
-    image = tmp_path / "a.png"
-    image.write_bytes(png(digits[5]))
-    done = predict(run.folder, "--csv", image, image)
-    assert done.exit_code == 2 and "wanted the name of a file that ends in .csv" in done.stderr
-    assert image.read_bytes() == png(digits[5])
-    (tmp_path / "a.csv").mkdir()
-    assert "a folder; name a file in it" in predict(run.folder, "--csv", tmp_path / "a.csv", image).stderr
-
-
-@pytest.mark.parametrize(
-    ("arrays", "words"),
-    [({"y": [1]}, "holds y, wanted an array images or x or x_test"), ({"x": [1]}, r"(x) has shape [1]")],
-)
-def test_an_npz_without_images_is_said(run, tmp_path, arrays, words):
-    np.savez(tmp_path / "a.npz", **arrays)
-    done = predict(run.folder, "--npz", tmp_path / "a.npz")
-    assert done.exit_code == 3 and words in done.stderr
+def test_a_prediction_loads_no_study_and_no_supernet(run):
+    code = (
+        "import sys, nas, numpy as np\n"
+        f"nas.load_result({str(run.folder)!r}).predict(np.zeros((2, 8, 8), 'uint8'))\n"
+        "own = [name for name in sys.modules if name.startswith('nas.')]\n"
+        "print(len(own) < 46, [name for name in own if name.startswith(('nas.study', 'nas.oneshot'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True []\n"
 
 
 def test_predict_without_what_it_needs_says_so(run, tmp_path, monkeypatch):
     assert "no images were given" in predict(run.folder).stderr
     assert "holds no finished run" in predict(tmp_path, "x.png").stderr
     (tmp_path / "a.png").write_bytes(b"x")
-    monkeypatch.setattr("nas.bundle.predicting.find_spec", lambda _: None)
+    monkeypatch.setattr("nas.export.inference.find_spec", lambda _: None)
     assert "pip install 'nas-engine[vision]'" in predict(run.folder, tmp_path / "a.png").stderr
 
 
@@ -291,7 +187,15 @@ def test_predict_without_what_it_needs_says_so(run, tmp_path, monkeypatch):
 
 def started(folder, *more):
     """A server in a process of its own, and its address."""
-    command = [sys.executable, "-c", "from nas.cli import main; main()", "serve", str(folder), "--port", "0"]
+    command = [
+        sys.executable,
+        "-c",
+        "from nas.__main__ import main; main()",
+        "serve",
+        str(folder),
+        "--port",
+        "0",
+    ]
     process = subprocess.Popen(
         [*command, *more], stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
@@ -299,60 +203,27 @@ def started(folder, *more):
     return process, line.split(" on ", 2)[2].split()[0]
 
 
-def ended(process):
-    with process:
-        process.send_signal(signal.SIGTERM)
-        rest = process.stdout.read()
-    return process.returncode, rest
-
-
 @pytest.fixture(scope="module")
 def server(run):
     process, address = started(run.folder, "--max-upload", "1MiB")
     with httpx.Client(base_url=address, timeout=60) as client:
         yield client
-    assert ended(process)[0] == 0
+    with process:
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read().endswith("stopped\n")
+    assert process.returncode == 0
 
 
-def test_a_client_gets_the_classes_of_its_images(server, run, digits):
-    wanted = [run.inputs.classes[i] for i in run.predict(digits)]
-    files = [("file", (f"{i}.png", png(image))) for i, image in enumerate(digits)]
-    told = server.post("/predict", files=files).json()["answers"]
-    assert [(answer["name"], answer["class"]) for answer in told] == [
-        (f"{i}.png", c) for i, c in enumerate(wanted)
-    ]
-    assert told[0]["top"][0] == {"class": told[0]["class"], "probability": told[0]["probability"]}
-    raw = server.post("/predict", content=npy(digits)).json()["answers"]
-    assert [answer["class"] for answer in raw] == wanted
-    assert server.get("/health").json()["image_shape"] == [1, 8, 8]
-
-
-def test_bad_files_are_refused_beside_good_ones(server, digits):
-    bad = server.post("/predict", files={"file": ("<b>.png", b"nothing")})
-    assert bad.status_code == 422
-    assert bad.json()["answers"][0]["error"].startswith(
-        "<b>.png cannot be read as an image: it is none of BMP"
-    )
-    both = server.post(
-        "/predict", files=[("a", ("bad.png", b"nothing")), ("b", ("good.png", png(digits[0])))]
-    )
-    assert both.status_code == 200
-    assert ["error" in answer for answer in both.json()["answers"]] == [True, False]
+def test_bounds_of_a_request_are_said(server, digits):
     many = server.post("/predict", content=npy(np.zeros((257, 8, 8), np.uint8)))
     assert (many.status_code, "beyond the 256 images" in many.text) == (422, True)
-    form = server.post("/predict", data={"a": "b"}, files={"x": ("", b"")})
-    assert form.status_code in (400, 422) and "error" in form.json()
-    assert server.post("/predict", headers={"content-type": "multipart/form-data"}).status_code == 400
-    assert server.get("/predict").json() == {"error": "Method Not Allowed"}
-
-
-def test_a_huge_file_is_refused_in_words(server):
     huge = b"\0" * (20 << 20)
     for how in ({"files": {"file": ("huge.png", huge)}}, {"content": iter([huge])}):
         told = server.post("/predict", **how)
         assert told.status_code == 413
         assert "more than the 1,048,576 bytes" in told.json()["error"]
     assert server.get("/health").json()["status"] == "ok"
+    assert server.get("/health").json()["image_shape"] == [1, 8, 8]
 
 
 def test_twenty_clients_at_once_are_all_answered(server, run, digits):
@@ -418,17 +289,8 @@ def test_a_browser_shows_the_class_of_an_upload(server, run, digits, browser):  
     assert [text for text in troubles if "422" not in text] == []
 
 
-def test_the_page_loads_nothing_from_elsewhere(server):
-    told = server.get("/")
-    assert told.text == PAGE and "http" not in PAGE.replace("http-equiv", "")
-    assert told.headers["content-security-policy"] == POLICY["Content-Security-Policy"]
-    assert "unsafe" not in POLICY["Content-Security-Policy"]
-    assert "innerHTML" not in PAGE
-
-
-@pytest.mark.parametrize("module", ["serve", "app", "session", "inputs"])
-def test_the_server_never_imports_torch(module):
-    code = f"import sys, nas.cli.predict, nas.cli.serve, nas.serving.{module}; print('torch' in sys.modules)"
+def test_the_server_never_imports_torch():
+    code = "import sys, nas.__main__, nas.export.server; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
@@ -437,30 +299,16 @@ def serve(*arguments):
     return CliRunner().invoke(app, ["serve", *map(str, arguments)])
 
 
-def test_a_server_that_cannot_start_says_why(run, tmp_path, monkeypatch):
-    assert "holds no finished run" in serve(tmp_path).stderr
-    assert "wanted a size" in serve(run.folder, "--max-upload", "much").stderr
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = serve(run.folder, "--port", taken.getsockname()[1])
-    assert (done.exit_code, "choose another --port or --host" in done.stderr) == (2, True)
-    monkeypatch.setattr("nas.serving.serve.find_spec", lambda name: None if name == "uvicorn" else name)
-    assert "uvicorn is missing; pip install 'nas-engine[serve]'" in serve(run.folder).stderr
-
-
 def test_a_model_of_another_run_or_damage_is_refused(run, tmp_path):
     with pytest.raises(ConfigError, match=r"takes .* export it again"):
-        Session(run.folder, COLOUR)
+        load_model(run.folder, COLOUR)
     with pytest.raises(
         ConfigError, match=r"has no model.onnx; write it by: pip install 'nas-engine\[onnx\]'"
     ):
-        Session(tmp_path, GREY)
+        load_model(tmp_path, GREY)
     (tmp_path / "model.onnx").write_bytes(b"nothing")
     with pytest.raises(ConfigError, match="cannot be loaded"):
-        Session(tmp_path, GREY)
-
-
-def test_the_record_says_what_the_model_takes(run):
-    assert read_served(run.folder) == Served("toy on digits", tuple("0123456789"), (1, 8, 8), "uint8")
+        load_model(tmp_path, GREY)
 
 
 # -- bounds, by a model that can be held up --------------------------------------------------------------

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from nas.signals import StopRequest
+from nas.cli.app import StopRequest
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -1,14 +1,11 @@
 """The skeleton: blocks in the order they run, what feeds what, and shapes, without touching the network."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from nas.architectures.skeleton import skeleton
-from nas.registry import load
+from nas.space.graph import skeleton
+from nas.space.loading import load
 
 
 def network(name, **settings):
@@ -37,32 +34,6 @@ def test_a_darts_network():
     }
 
 
-def test_a_nasbench201_network():
-    graph = skeleton(network("nasbench201", width=4, cells=2), (3, 32, 32))
-    kinds = [d["kind"] for _, d in graph.nodes(data=True)]
-    assert (
-        kinds
-        == ["input", "stem"]
-        + ["cell"] * 2
-        + ["block"]
-        + ["cell"] * 2
-        + ["block"]
-        + ["cell"] * 2
-        + ["head"] * 2
-    )
-    assert [d["shape"] for _, d in graph.nodes(data=True)][4:6] == ["8×16×16", "8×16×16"]
-    chain = list(graph.nodes)
-    assert set(graph.edges) == set(itertools.pairwise(chain))
-    assert graph.nodes[chain[4]]["label"] == "3\nResidualBlock"
-
-
-def test_a_network_without_cells_is_blocks_only():
-    graph = skeleton(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten()), (1, 5, 5))
-    assert [d["kind"] for _, d in graph.nodes(data=True)] == ["input", "block", "block", "block"]
-    assert [d["shape"] for _, d in graph.nodes(data=True)] == ["1×5×5", "2×3×3", "2×3×3", "18"]
-    assert graph.nodes["0"]["label"] == "0\nConv2d"
-
-
 @pytest.mark.parametrize("training", [True, False])
 def test_the_network_is_left_as_it_was(training):
     net = network("nasbench201", width=4, cells=1).train(training)
@@ -71,18 +42,3 @@ def test_the_network_is_left_as_it_was(training):
     assert net.training == training and all(m.training == training for m in net.modules())
     assert not any(m._forward_hooks for m in net.modules())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-
-
-def test_hooks_are_removed_after_an_error():
-    net = network("nasbench201", width=4, cells=1)
-    with pytest.raises(RuntimeError):
-        skeleton(net, (5, 8, 8))
-    assert net.training and not any(m._forward_hooks for m in net.modules())
-
-
-def test_shapes_come_from_the_meta_device_too():
-    space = load("darts", width=36, cells=20, auxiliary=True)
-    net = space.network(space.sample(np.random.default_rng(0)), meta=True)
-    graph = skeleton(net, (3, 32, 32))
-    assert sum(d["kind"] in ("normal", "reduce") for _, d in graph.nodes(data=True)) == 20
-    assert graph.nodes["cells.19"]["shape"] == "576×8×8"

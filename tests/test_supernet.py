@@ -1,8 +1,6 @@
-"""The supernet: one architecture's mixture is that architecture, in values, gradients and statistics."""
+"""The supernet: alphas in order, nested decisions, weighed edges, options out of the race, sampled ones."""
 
-import copy
 from collections import Counter
-from functools import partial
 
 import numpy as np
 import pytest
@@ -11,26 +9,22 @@ import torch.nn.functional as F
 from nested import nested_space
 from torch import nn
 
-from nas.cell import Cell
 from nas.errors import SpaceError
-from nas.oneshot.extraction import used
-from nas.oneshot.mixed import MixedOp, Weighed
-from nas.oneshot.relaxations import GumbelHard, Relaxation
+from nas.oneshot.relaxations import GumbelHard
 from nas.oneshot.supernet import Supernet
-from nas.ops import Zero, candidates
-from nas.registry import load
-from nas.space import Space
-from spaces.darts import OPTIONS as DARTS_OPTIONS
+from nas.space.cell import Cell
+from nas.space.loading import load
+from nas.space.mixed_op import MixedOp, Weighed
+from nas.space.ops import candidates
+from nas.space.space import Space
 
 
 def without_cells():
     """Decisions straight in a chain, named against the alphabet."""
 
     def build(choose):
-        layers = [
-            choose.op(name, candidates(["nor_conv_1x1", "skip_connect", "max_pool_3x3"], 3, 3))
-            for name in "zma"
-        ]
+        names = ["nor_conv_1x1", "skip_connect", "max_pool_3x3"]
+        layers = [choose.op(name, candidates(names, 3, 3)) for name in "zma"]
         return nn.Sequential(*layers, nn.Flatten(), nn.Linear(3 * 64, 5))
 
     return Space("chain", build)
@@ -43,7 +37,6 @@ SPACES = {
     "nested": nested_space(),
     "chain": without_cells(),
 }
-each_space = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 
 
 def batch(*, seed=0):
@@ -52,127 +45,14 @@ def batch(*, seed=0):
     return x, torch.arange(6) % 5
 
 
-def moved(space, *, steps=3):
-    """A supernet a few steps of SGD away from where it was initialised, alphas included."""
-    supernet = Supernet(space).double()
-    optimizer = torch.optim.SGD(supernet.parameters(), lr=0.05, momentum=0.9)
-    for step in range(steps):
-        x, y = batch(seed=step)
-        optimizer.zero_grad()
-        F.cross_entropy(supernet(x), y).backward()
-        optimizer.step()
-    return supernet
-
-
-def one_hot(space, genotype):
-    rows = space.one_hot(genotype)
-    return {d.name: torch.from_numpy(row) for d, row in zip(space.decisions, rows, strict=True)}
-
-
-def gradients(run, module):
-    x, y = batch(seed=9)
-    module.zero_grad()
-    logits = run(x)
-    F.cross_entropy(logits, y).backward()
-    return logits, {name: p.grad for name, p in module.named_parameters()}
-
-
 def assert_close(a, b):
     torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
-# -- identity -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@each_space
-def test_a_one_hot_supernet_is_the_extracted_network(space, training):
-    supernet, rng = moved(space), np.random.default_rng(0)
-    for _ in range(3):
-        genotype = space.sample(rng)
-        by_mixture, by_path = supernet.train(training), copy.deepcopy(supernet)
-        network = supernet.extract(genotype)
-        assert network.training == training
-        mix = partial(by_mixture.mix, mixture=one_hot(space, genotype))
-        wanted, own = gradients(network, network)
-        for model, run in ((by_mixture, mix), (by_path, partial(by_path, genotype=genotype))):
-            logits, shared = gradients(run, model.network)
-            assert_close(logits, wanted)
-            names = dict(used(model.network, space.choices(genotype)))
-            assert {names[name] for name in shared if name in names} == own.keys()
-            for name, gradient in shared.items():
-                if name in names and own[names[name]] is not None:
-                    assert_close(gradient, own[names[name]])
-                else:  # unused weights get no gradient, or one of zeros through their weight of zero
-                    assert gradient is None or not gradient.any()
-            buffers = dict(network.named_buffers())
-            for name, value in model.network.named_buffers():
-                if name in names:
-                    assert_close(value, buffers[names[name]])
-
-
-@each_space
-def test_extracting_copies(space):
-    supernet = moved(space, steps=1)
-    before = {name: value.clone() for name, value in supernet.state_dict().items()}
-    network = supernet.extract(space.sample(np.random.default_rng(0)))
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(1)
-    assert all(torch.equal(value, before[name]) for name, value in supernet.state_dict().items())
-    assert not any(p.is_meta for p in (*network.parameters(), *network.buffers()))
-
-
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("name", ["toy", "nasbench201"])
-def test_extracted_weights_in_a_plain_network_give_the_same_outputs(name, training):
-    space = SPACES[name]
-    supernet, rng = moved(space).train(training), np.random.default_rng(1)
-    for _ in range(3):
-        genotype = space.sample(rng)
-        network, plain = supernet.extract(genotype), space.network(genotype).double().train(training)
-        missing, unexpected = plain.load_state_dict(network.state_dict(), strict=False)
-        assert not unexpected and all(name.endswith((".weight", ".bias")) for name in missing)
-        x, _ = batch()
-        assert_close(plain(x), network(x))
-
-
-def test_a_plain_darts_network_agrees_unless_pools_lose_their_norm():
-    space = SPACES["darts"]
-    supernet = moved(space)
-    skip, pool = DARTS_OPTIONS.index("skip_connect"), DARTS_OPTIONS.index("avg_pool_3x3")
-    base = space.nearest([np.eye(8)[7]] * len(space.decisions))
-    for option, agree in ((skip, True), (pool, False)):
-        genotype = tuple(option if i == 0 else chosen for i, chosen in enumerate(base))
-        network, plain = supernet.extract(genotype), space.network(genotype).double()
-        plain.load_state_dict(network.state_dict(), strict=False)
-        x, _ = batch()
-        assert torch.allclose(plain(x), network(x), rtol=1e-9) == agree
-
-
-def test_norms_inside_cells_have_no_affine_part_and_those_outside_keep_theirs():
-    supernet = Supernet(SPACES["nasbench201"])
-    for name, module in supernet.network.named_modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert (module.weight is None) == ("incoming" in name), name
-
-
-# -- mixtures -----------------------------------------------------------------------------------------
-
-
-def test_a_mixed_operation_is_the_weighted_sum_of_its_candidates():
-    weights = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
-    mixed = MixedOp("x", candidates(["nor_conv_3x3", "none", "skip_connect"], 3, 3), {"x": weights}).double()
-    x, _ = batch()
-    assert_close(mixed(x), 0.2 * mixed.ops[0](x) + 0.5 * x)
-
-
 def test_a_decision_whose_only_option_is_no_connection():
     def build(choose):
-        options = candidates(["none"], 3, 3)
-        return nn.Sequential(
-            Cell("c", 1, 1, lambda i, j: choose.op("x", options)), nn.Flatten(), nn.Linear(192, 5)
-        )
+        cell = Cell("c", 1, 1, lambda i, j: choose.op("x", candidates(["none"], 3, 3)))
+        return nn.Sequential(cell, nn.Flatten(), nn.Linear(192, 5))
 
     supernet = Supernet(Space("nothing", build)).double()
     x, _ = batch()
@@ -188,67 +68,16 @@ def test_alphas_stand_in_the_order_of_the_decisions_whatever_their_names():
         layers = [choose.op(name, candidates(names[:width], 3, 3)) for name, width in widths.items()]
         return nn.Sequential(*layers, nn.Flatten(), nn.Linear(192, 5))
 
-    supernet = Supernet(Space("names", build))
-    assert [tuple(alpha.shape) for alpha in supernet.alphas] == [(3, 2), (2, 3)]
-    wanted = (1, 2, 0, 1, 1)
-    with torch.no_grad():
-        for alpha in supernet.alphas:
-            alpha.zero_()
-        for row, option in enumerate((1, 0, 1)):
-            supernet.alphas[0][row, option] = 3.0
-        for row, option in enumerate((2, 1)):
-            supernet.alphas[1][row, option] = 3.0
-    assert supernet.genotype() == wanted
-    assert list(supernet.path(wanted)) == list(widths)
-    for strengths, option, (name, width) in zip(supernet.strengths(), wanted, widths.items(), strict=True):
-        expected = torch.nn.functional.one_hot(torch.tensor(option), width).mul(3.0).softmax(0)
-        torch.testing.assert_close(supernet.mixture()[name].detach(), expected)
-        np.testing.assert_allclose(strengths, expected, rtol=1e-6)
-    assert supernet.state_dict()["alphas.1"][0, 2] == 3.0
-
-
-def test_alphas_start_small_and_all_are_reached_by_the_gradient():
-    supernet = Supernet(SPACES["darts"])
-    alphas = torch.cat([alpha.detach().flatten() for alpha in supernet.alphas])
-    assert len(alphas) == 28 * 8
-    assert alphas.std().item() == pytest.approx(1e-3, rel=0.2)
-    x, y = batch()
-    F.cross_entropy(supernet(x.float()), y).backward()
-    assert all((alpha.grad != 0).any(1).all() for alpha in supernet.alphas)
-
-
-class Second(Relaxation):
-    def mix(self, alphas, progress):
-        return torch.zeros_like(alphas) + torch.tensor([0.0, 1.0, 0.0])
-
-
-def test_another_relaxation_is_used():
-    space = SPACES["toy"]
-    supernet = Supernet(space, relaxation=Second())
-    x, _ = batch()
-    torch.testing.assert_close(supernet(x.float()), supernet(x.float(), (1, 1, 1)))
-
-
-def test_weights_are_everything_but_the_alphas():
-    supernet = Supernet(SPACES["toy"])
-    weights, alphas = {id(p) for p in supernet.weights()}, {id(p) for p in supernet.alphas}
-    assert not weights & alphas
-    assert weights | alphas == {id(p) for p in supernet.parameters()}
-
-
-def test_an_auxiliary_head_is_left_out_of_the_output():
-    supernet = Supernet(load("darts", width=4, cells=3, classes=5, auxiliary=True))
-    assert supernet.train()(torch.randn(2, 3, 32, 32)).shape == (2, 5)
-
-
-def test_a_supernet_can_be_copied():
-    supernet = Supernet(SPACES["toy"])
-    twin = copy.deepcopy(supernet)
-    x, _ = batch()
-    torch.testing.assert_close(twin(x.float()), supernet(x.float()))
-
-
-# -- nested decisions ---------------------------------------------------------------------------------
+    supernet, wanted = Supernet(Space("names", build)), (1, 2, 0, 1, 1)
+    assert supernet.alphas.shape == (5, 3)
+    pairs = zip(wanted, widths.values(), strict=True)
+    rows = [F.one_hot(torch.tensor(option), width) * 3.0 for option, width in pairs]
+    supernet.set_alphas(rows)
+    assert supernet.genotype() == wanted and list(supernet.path(wanted)) == list(widths)
+    for strengths, row, name in zip(supernet.strengths(), rows, widths, strict=True):
+        torch.testing.assert_close(supernet.mixture()[name][: len(row)].detach(), row.softmax(0))
+        np.testing.assert_allclose(strengths, row.softmax(0), rtol=1e-6)
+    assert (supernet.mixture_weights()[0][::2, 2] == 0).all()
 
 
 def test_nested_decisions_are_listed_mixed_and_extracted():
@@ -258,46 +87,13 @@ def test_nested_decisions_are_listed_mixed_and_extracted():
     assert space.canonical((1, 1, 0, 1)) == (1, 0, 0, 1)
     assert space.size.count == 8 + 2 * (27 - 8)
     supernet = Supernet(space)
-    mixed = [m.decision for m in supernet.network.modules() if isinstance(m, MixedOp)]
-    assert sorted(mixed) == sorted(["0->1", "0->2", "1->2", "inner", "inner", "inner"])
+    assert Counter(m.decision for m in supernet.mixed_ops) == {"0->1": 1, "0->2": 1, "1->2": 1, "inner": 3}
     network = supernet.extract((2, 1, 0, 1))
     assert not any(isinstance(m, MixedOp) for m in network.modules())
     kernels = [m.kernel_size for m in network.modules() if isinstance(m, nn.Conv2d)]
     assert kernels == [(1, 1), (1, 1), (3, 3)]
-
-
-# -- refusals -----------------------------------------------------------------------------------------
-
-
-def test_decisions_that_choose_values_are_refused_with_their_names():
-    def build(choose):
-        depth, width = choose.value("depth", (1, 2)), choose.value("width", (4, 8))
-        layers = [choose.op("op", candidates(["skip_connect"], width, width)) for _ in range(depth)]
-        return nn.Sequential(nn.Conv2d(3, width, 1), *layers)
-
-    with pytest.raises(SpaceError, match=r"has no supernet: it asks for values, .*depth, width"):
-        Supernet(Space("sized", build))
-
-
-def test_a_build_that_wires_its_networks_differently_is_noticed():
-    def build(choose):
-        layer = choose.op("x", {"conv": lambda: nn.Conv2d(3, 3, 1), "id": nn.Identity})
-        extra = [nn.Linear(5, 5)] if isinstance(layer, MixedOp) else []
-        return nn.Sequential(layer, nn.Flatten(), nn.Linear(192, 5), *extra)
-
-    with pytest.raises(SpaceError, match=r"differ in \['3.bias', '3.weight'\]; build must wire both alike"):
-        Supernet(Space("two-faced", build)).extract((0,))
-
-
-def test_frozen_weights_stay_frozen():
-    def frozen():
-        return nn.Conv2d(3, 3, 1).requires_grad_(requires_grad=False)
-
-    def build(choose):
-        return nn.Sequential(choose.op("x", {"frozen": frozen}), nn.Flatten(), nn.Linear(192, 5))
-
-    network = Supernet(Space("frozen", build)).extract((0,))
-    assert [p.requires_grad for p in network.parameters()] == [False, False, True, True]
+    x = batch()[0].float()
+    torch.testing.assert_close(network.eval()(x), supernet.eval()(x, (2, 1, 0, 1)))
 
 
 @pytest.mark.parametrize("genotype", [(0, 0), (0, 0, 3)])
@@ -306,20 +102,6 @@ def test_wrong_genotypes_are_refused(genotype):
     for use in (supernet.extract, supernet.path, lambda g: supernet(batch()[0].float(), g)):
         with pytest.raises(SpaceError):
             use(genotype)
-
-
-def test_a_zero_edge_is_skipped_in_a_mixture_but_counts_in_its_softmax():
-    space = SPACES["nasbench201"]
-    supernet = Supernet(space).double()
-    mixed = next(m for m in supernet.network.modules() if isinstance(m, MixedOp))
-    assert isinstance(mixed.ops[0], Zero)
-    x, _ = batch()
-    with torch.no_grad():
-        for alpha in supernet.alphas:
-            alpha.zero_()
-            alpha[:, 0] = 30.0
-    nothing = supernet(x, (0,) * 6)
-    torch.testing.assert_close(supernet(x), nothing, rtol=1e-6, atol=1e-6)
 
 
 # -- edges, options out of the race, one option at a time -----------------------------------------------
@@ -335,41 +117,19 @@ def edged(space=SPACES["nasbench201"], **settings):
 
 
 def test_the_edges_into_a_node_share_a_softmax():
-    """PC-DARTS, §3.2: node 1 has one edge, node 2 two, node 3 three."""
+    """PC-DARTS, §3.2: node 1 has one edge, node 2 two, node 3 three; each kind of cell by itself."""
     supernet = edged()
-    betas, weights = supernet.betas.detach(), supernet.points()[-1].detach()
+    betas, weights = supernet.betas.detach(), supernet.mixture_weights()[-1].detach()
     for members in ([0], [1, 2], [3, 4, 5]):
         torch.testing.assert_close(weights[members], betas[members].softmax(0))
-    assert weights[0] == 1
-
-
-def test_the_edges_of_each_kind_of_cell_are_normalised_apart():
-    supernet = edged(SPACES["darts"])
-    weights = supernet.points()[-1].detach()
-    start = 0
-    for _ in ("normal", "reduce"):
-        for inputs in (2, 3, 4, 5):
-            assert weights[start : start + inputs].sum().item() == pytest.approx(1)
-            start += inputs
-
-
-def test_an_edges_weight_multiplies_its_mixture():
-    supernet = edged().train()
-    x = batch()[0].float()
-    points = supernet.points()
-    mixture = supernet.mixture(points)
-    for i, decision in enumerate(supernet.space.decisions):
-        share = mixture[decision.name]
-        assert torch.equal(share.share, points[0][i]) and torch.equal(share.weight, points[1][i])
-    torch.testing.assert_close(supernet(x), supernet.mix(x, mixture))
-    assert [len(s) for s in supernet.strengths()] == [5] * 6
-    share = mixture["1->3"]
-    np.testing.assert_allclose(supernet.strengths()[4], (share.share * share.weight).detach(), rtol=1e-5)
+    both = edged(SPACES["darts"]).mixture_weights()[-1].split(2 * [2, 3, 4, 5])
+    assert [weights.sum().item() for weights in both] == pytest.approx([1.0] * 8)
+    assert torch.equal(edged(SPACES["chain"]).mixture_weights()[-1], torch.ones(3))
 
 
 def test_an_edges_weight_multiplies_the_channels_that_bypass_its_operations_too():
     """PC-DARTS, equation 3: the whole of what an edge gives is weighed, f_PC(x) * β."""
-    mixed = next(edged(parts=2).train().mixed())
+    mixed = edged(parts=2).train().mixed_ops[0]
     x, weights = torch.randn(2, 4, 6, 6), torch.tensor([0.1, 0.2, 0.3, 0.25, 0.15])
     mixture = mixed._mixture
     mixture[mixed.decision] = weights
@@ -377,47 +137,18 @@ def test_an_edges_weight_multiplies_the_channels_that_bypass_its_operations_too(
     mixture[mixed.decision] = Weighed(weights, torch.tensor(0.5))
     torch.testing.assert_close(mixed(x), 0.5 * plain)
     half = sum(w * op(x[:, :2]) for w, op in zip(weights, mixed.ops, strict=True))
-    by_hand = torch.stack([half, x[:, 2:]], dim=2).flatten(1, 2)
-    torch.testing.assert_close(plain, by_hand)
-
-
-def test_betas_choose_among_edges_when_discretising():
-    supernet = edged(SPACES["darts"])
-    with torch.no_grad():
-        for alphas in supernet.alphas:
-            alphas.zero_()
-        supernet.betas.zero_()
-        position = [d.name for d in supernet.space.decisions].index("normal/1->5")
-        supernet.betas[position] = 3.0
-    names = [d.name for d, o in zip(supernet.space.decisions, supernet.genotype(), strict=True) if o]
-    assert "normal/1->5" in names
-
-
-def test_betas_are_learned_with_the_alphas_and_saved_with_them():
-    supernet = edged().train()
-    x, y = batch()
-    gradients = torch.autograd.grad(F.cross_entropy(supernet(x.float()), y), supernet.architecture())
-    assert all((g != 0).any() for g in gradients) and len(gradients) == 2
-    assert {"alphas.0", "betas"} <= supernet.state_dict().keys()
-    twin = edged()
-    twin.load_state_dict(supernet.state_dict())
-    assert torch.equal(twin.betas, supernet.betas)
-
-
-def test_without_cells_there_is_nothing_to_normalise():
-    weights = edged(SPACES["chain"]).points()[-1]
-    assert torch.equal(weights, torch.ones(3))
+    torch.testing.assert_close(plain, torch.stack([half, x[:, 2:]], dim=2).flatten(1, 2))
 
 
 def test_what_is_out_of_the_race_has_no_weight_and_no_gradient():
     supernet = Supernet(SPACES["nasbench201"]).train()
     supernet.keep([(1, 3), (3,), (0, 1, 2, 3, 4), (2, 4), (1, 2), (0, 3)])
-    points = supernet.points()[0]
-    assert ((points > 0).sum(1) == torch.tensor([2, 1, 5, 2, 2, 2])).all()
-    torch.testing.assert_close(points.sum(1), torch.ones(6))
+    weights = supernet.mixture_weights()[0]
+    assert ((weights > 0).sum(1) == torch.tensor([2, 1, 5, 2, 2, 2])).all()
+    torch.testing.assert_close(weights.sum(1), torch.ones(6))
     x, y = batch()
-    (gradient,) = torch.autograd.grad(F.cross_entropy(supernet(x.float()), y), list(supernet.alphas))
-    assert gradient.isfinite().all() and (gradient[points == 0] == 0).all()
+    (gradient,) = torch.autograd.grad(F.cross_entropy(supernet(x.float()), y), [supernet.alphas])
+    assert gradient.isfinite().all() and (gradient[weights == 0] == 0).all()
     assert all(o in alive for o, alive in zip(supernet.genotype(), supernet.alive, strict=True))
 
 
@@ -425,41 +156,25 @@ def test_one_option_at_a_time_computes_nothing_else():
     torch.manual_seed(0)
     supernet = Supernet(SPACES["nasbench201"], relaxation=GumbelHard()).train()
     calls = Counter()
-    for mixed in supernet.mixed():
+    for mixed in supernet.mixed_ops:
         for op in mixed.ops:
             op.register_forward_hook(lambda *_, place=mixed: calls.update([place]))
     x, y = batch()
     loss = F.cross_entropy(supernet(x.float()), y)
     assert set(calls.values()) == {1} and len(calls) == 18
-    (gradient,) = torch.autograd.grad(loss, list(supernet.alphas))
+    (gradient,) = torch.autograd.grad(loss, [supernet.alphas])
     assert (gradient != 0).any()
     calls.clear()
-    supernet.mix(x.float(), supernet.mixture(supernet.expected(), whole=True))
+    supernet.mix(x.float(), supernet.expected_mixture())
     assert set(calls.values()) == {4}  # all but `none`
-
-
-def test_a_sampled_supernet_is_the_network_of_its_sample_with_weights_of_one():
-    torch.manual_seed(0)
-    supernet = Supernet(SPACES["nasbench201"], relaxation=GumbelHard()).train()
-    x = batch()[0].float()
-    points = supernet.points()
-    genotype = tuple(points[0].argmax(-1).tolist())
-    torch.testing.assert_close(supernet.mix(x, supernet.mixture(points)), supernet(x, genotype))
-
-
-def test_architectures_can_be_preferred():
-    supernet = Supernet(SPACES["darts"])
-    draw = np.random.default_rng(0)
-    genotypes = [SPACES["darts"].sample(draw) for _ in range(3)]
-    supernet.prefer([genotypes[0]] * 20 + genotypes[1:])
-    assert supernet.genotype() == genotypes[0]
-    shares = supernet.strengths()[0]
-    counted = np.bincount([genotypes[0][0]] * 20 + [g[0] for g in genotypes[1:]], minlength=8) + 0.5
-    np.testing.assert_allclose(shares, counted / counted.sum(), rtol=1e-5)
+    weights = supernet.mixture_weights()
+    genotype = tuple(weights[0].argmax(-1).tolist())
+    x = x.float()
+    torch.testing.assert_close(supernet.mix(x, supernet.mixture(weights)), supernet(x, genotype))
 
 
 def test_a_part_of_the_channels_has_no_network_of_its_own():
     supernet = Supernet(load("nasbench201", width=8, cells=1), parts=2)
-    with pytest.raises(SpaceError, match="computes on 1/2 of the channels"):
+    with pytest.raises(SpaceError, match="1/2 of the channels"):
         supernet.extract((3,) * 6)
     assert supernet(torch.randn(2, 3, 8, 8), (3,) * 6).shape == (2, 10)

@@ -5,17 +5,17 @@ import json
 import pytest
 from jobs import SMALL, Recorder
 
-from nas.data.splits import digest
-from nas.data.suspects import Suspect, list_of, without
+from nas.data.arrays import digest
+from nas.data.exclusions import Suspect, list_of, without
+from nas.data.loading import load_task
 from nas.errors import ConfigError, DataError
-from nas.job.search_run import search
-from nas.task import load_task
+from nas.run.pipeline import retrain, search
 
-TASK = load_task("digits", limit=300)
+TASK = load_task("digits").reduced(300)
 
 
 def suspect(split, index, *, kind="mislabel", task=TASK, **changes):
-    part = getattr(task, split)
+    part = task.splits[split]
     values = {
         "kind": kind,
         "split": split,
@@ -48,30 +48,17 @@ def test_listed_images_leave_their_splits(tmp_path):
     assert kept.excluded["images"] == {"train": 1, "val": 0, "test": 1}
     assert kept.mean == pytest.approx((kept.train.x.float() / 255).mean().item())
     assert kept.notes[-1] == f"left out by {listed}: 1 of train, 0 of val, 1 of test"
-
-
-def test_only_the_kinds_that_are_asked_for(tmp_path):
-    listed = write(tmp_path / "s.json", suspect("train", 3), suspect("train", 5, kind="leak"))
-    assert len(without(TASK, f"{listed}:leak").train) == len(TASK.train) - 1
-    assert len(without(TASK, f"{listed}:leak,mislabel").train) == len(TASK.train) - 2
-    with pytest.raises(ConfigError, match="no list"):
-        without(TASK, f"{listed}:leek")
-
-
-def test_another_list_or_kind_is_another_task(tmp_path):
-    one = without(TASK, write(tmp_path / "s.json", suspect("train", 3))).fingerprint
-    two = without(TASK, write(tmp_path / "s.json", suspect("train", 4))).fingerprint
-    three = without(TASK, f"{tmp_path / 's.json'}:mislabel").fingerprint
-    assert len({TASK.fingerprint, one, two, three}) == 4
+    assert len(without(TASK, f"{listed}:leak").train) == len(TASK.train)
+    whole = write(tmp_path / "none.json")
+    assert without(TASK, whole).train.x.equal(TASK.train.x)
 
 
 def test_a_list_holds_for_every_seed(tmp_path):
     other = load_task("digits", seed=1)
     listed = write(tmp_path / "s.json", suspect("train", 3))
-    origin = int(TASK.train.origin[3])
-    kept = without(other, listed)
-    assert sum(map(len, (kept.train, kept.val, kept.test))) == 1796
-    assert all(origin not in part.origin.tolist() for part in (kept.train, kept.val, kept.test))
+    kept = without(other, listed).splits.values()
+    assert sum(map(len, kept)) == 1796
+    assert all(int(TASK.train.origin[3]) not in part.origin.tolist() for part in kept)
 
 
 @pytest.mark.parametrize("change", [{"digest": "00"}, {"given": "x"}, {"origin": 5000}])
@@ -87,21 +74,7 @@ def test_a_list_must_leave_something_of_each_class(tmp_path):
         without(TASK, write(tmp_path / "s.json", *nines))
 
 
-@pytest.mark.parametrize(
-    "text", ["{}", "[]", '{"format": 9, "suspects": []}', '{"format": 1, "suspects": [1]}']
-)
-def test_what_is_no_list_is_refused(tmp_path, text):
-    (tmp_path / "s.json").write_text(text)
-    with pytest.raises(ConfigError, match=r"s\.json"):
-        without(TASK, tmp_path / "s.json")
-
-
-def test_a_cut_task_is_refused(tmp_path):
-    with pytest.raises(DataError, match="was cut before"):
-        without(TASK.subset(0.5), write(tmp_path / "s.json", suspect("train", 3)))
-
-
-def test_a_search_audits_and_leaves_out(tmp_path):
+def test_a_search_audits_leaves_out_and_notices_another_list(tmp_path):
     whole = load_task("digits")
     listed = write(tmp_path / "s.json", suspect("train", 3, task=whole))
     told = Recorder()
@@ -117,20 +90,10 @@ def test_a_search_audits_and_leaves_out(tmp_path):
         search("toy", "digits", "random", out=tmp_path / "run", settings=settings)
 
 
-def test_a_retraining_leaves_out_too_and_refuses_to_audit(tmp_path):
-    from nas.job.retrain_run import retrain
-
-    with pytest.raises(ConfigError, match="audit is set, but a retraining"):
-        retrain(
-            {"space": "toy", "settings": {}, "choices": {}},
-            "digits",
-            out=tmp_path / "r",
-            settings={"audit": True},
-        )
-    with pytest.raises(ConfigError, match="exclude: no list"):
-        retrain(
-            {"space": "toy", "settings": {}, "choices": {}},
-            "digits",
-            out=tmp_path / "r",
-            settings={"exclude": str(tmp_path / "none.json")},
-        )
+@pytest.mark.parametrize(
+    ("setting", "words"), [({"audit": True}, "audit is set"), ({"exclude": "none.json"}, "no list")]
+)
+def test_a_retraining_leaves_out_too_and_refuses_to_audit(tmp_path, setting, words):
+    architecture = {"space": "toy", "settings": {}, "choices": {}}
+    with pytest.raises(ConfigError, match=words):
+        retrain(architecture, "digits", out=tmp_path / "r", settings=setting)

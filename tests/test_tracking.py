@@ -5,22 +5,15 @@ import time
 
 import numpy as np
 import pytest
-from jobs import SMALL, TINY, Recorder
+from jobs import SMALL, TINY
 
 import nas
 from nas.cli.app import spelt_out
 from nas.errors import ConfigError
-from nas.job import trackers
-from nas.job.config import make_config
-from nas.job.preparation import prepare
-from nas.tracking import feed
-from nas.tracking.points import of_curve, of_trials
-from nas.tracking.tracker import FINAL, Point, Run
-from nas.tracking.tracking import Tracking
-from nas.training.curve import Curve
+from nas.run.config import make_config
+from nas.show import tracking as trackers
+from nas.show.tracking.tracker import FINAL, Point, TrackedRun, Tracking, of_trials
 from nas.types import Trial
-
-RUN = Run("run-1", None, {"space": "toy"})
 
 
 class Keeper:
@@ -49,13 +42,6 @@ class Keeper:
         return set().union(*(point.values for point in self.points if point.series == series))
 
 
-class Broken(Keeper):
-    """A tracker whose disk is full from some point on."""
-
-    def track(self, points):
-        raise OSError(28, "No space left on device")
-
-
 class Hanging(Keeper):
     """A tracker whose server never answers."""
 
@@ -68,7 +54,8 @@ def points(series, *steps):
 
 
 def tracking(tracker, notes, **settings):
-    return Tracking([feed.Feed("mine", tracker, RUN)], note=notes.append, **settings)
+    run = TrackedRun("run-1", None, {"space": "toy"})
+    return Tracking([tracker], run, note=notes.append, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -96,19 +83,13 @@ def test_every_trial_epoch_and_final_metric_is_told_once(tracked):
     assert {"val_acc", "params", "seconds", "failed"} <= keeper.names("search")
     assert {"train_loss", "lr"} <= keeper.names("retrain")
     assert keeper.points[-1].values == result.metrics
-
-
-def test_files_are_kept_and_the_run_keeps_its_name(tracked):
-    keeper, _, result = tracked
     assert len(keeper.files) > 10 and all(keeper.files)
-    assert keeper.ends == ["stopped", "finished"]
-    assert keeper.runs[0] == keeper.runs[1]
-    assert keeper.runs[0].name.startswith("run-") and keeper.runs[0].settings["space"] == "toy"
-    assert result.folder == keeper.runs[0].folder
 
 
 def test_a_finished_run_tells_nothing_twice(tracked):
     keeper, _, result = tracked
+    assert keeper.ends == ["stopped", "finished"]
+    assert keeper.runs[0] == keeper.runs[1] and keeper.runs[0].settings["space"] == "toy"
     before = len(keeper.points), len(keeper.files)
     nas.search("toy", "digits", "random", out=result.folder, settings=SMALL, trackers=[keeper])
     assert (len(keeper.points), len(keeper.files)) == before
@@ -127,33 +108,14 @@ def test_a_search_by_gradients_tells_health_and_alphas(tmp_path):
     assert all(np.isclose(row.sum(), 1) for row in point.alphas.values())
 
 
-def test_shared_weights_tell_the_epochs_of_the_supernet(tmp_path):
-    keeper = Keeper()
+def test_shared_weights_and_a_retraining_tell_their_epochs(tmp_path):
+    keeper, other = Keeper(), Keeper()
     settings = SMALL | {"epochs": 2}
-    nas.search("toy", "digits", "spos", out=tmp_path / "run", settings=settings, trackers=[keeper])
-    assert keeper.steps("supernet") == [1, 2]
-    assert keeper.steps("search") == [0, 1, 2]
-
-
-def test_a_retraining_is_tracked(tracked, tmp_path):
-    keeper = Keeper()
+    found = nas.search("toy", "digits", "spos", out=tmp_path / "run", settings=settings, trackers=[keeper])
+    assert keeper.steps("supernet") == [1, 2] and keeper.steps("search") == [0, 1, 2]
     settings = {"retrain": {"epochs": 2}}
-    nas.retrain(tracked[2].folder, "digits", out=tmp_path / "again", settings=settings, trackers=[keeper])
-    assert keeper.steps("retrain") == [1, 2] and keeper.steps(FINAL) == [0]
-
-
-def test_a_tracker_that_fails_costs_one_warning(tmp_path):
-    progress, broken = Recorder(), Broken()
-    result = nas.search(
-        *("toy", "digits", "random"),
-        out=tmp_path / "run",
-        settings=SMALL,
-        trackers=[broken],
-        progress=progress,
-    )
-    assert 0 <= result.metrics["test_acc"] <= 1
-    warnings = [note for note in progress.notes if "Broken" in note]
-    assert len(warnings) == 1 and "No space left" in warnings[0] and warnings[0].startswith("WARNING")
+    nas.retrain(found.folder, "digits", out=tmp_path / "again", settings=settings, trackers=[other])
+    assert other.steps("retrain") == [1, 2] and other.steps(FINAL) == [0]
 
 
 def test_a_tracker_that_hangs_is_not_waited_for():
@@ -165,38 +127,14 @@ def test_a_tracker_that_hangs_is_not_waited_for():
     assert len(notes) == 1 and "did not finish" in notes[0]
 
 
-def test_a_tracker_that_is_too_slow_is_given_up(monkeypatch):
-    monkeypatch.setattr(feed, "WAITING", 5)
-    notes = []
-    with tracking(Hanging(), notes, patience_s=0.05) as told:
-        for step in range(10):
-            told.tell(points("search", step))
-    assert len(notes) == 1 and "too slow" in notes[0]
-
-
-def test_what_a_tracker_has_is_left_out():
+def test_what_a_tracker_has_is_left_out_and_what_it_missed_is_told():
     keeper, notes = Keeper(), []
     keeper.points = points("search", 0, 1)
     with tracking(keeper, notes) as told:
         told.tell(points("search", 0, 1, 2))
         told.tell(points("search", 2, 3))
-    assert keeper.steps("search") == [0, 1, 2, 3] and not notes
-
-
-def test_a_killed_training_tells_the_epochs_it_had_not_told():
-    keeper, notes = Keeper(), []
-    curve = Curve((2.0, 1.0), (0.1, 0.05), (3.0, 3.0), (2,), (0.9,), (0.5,))
-    with tracking(keeper, notes) as told:
         told.tell(points("retrain", 1))
-        told.tell(of_curve("retrain", curve))
-    assert keeper.steps("retrain") == [1, 2]
-    assert keeper.points[1].values == {
-        "train_loss": 1.0,
-        "lr": 0.05,
-        "seconds": 3.0,
-        "val_loss": 0.9,
-        "val_acc": 0.5,
-    }
+    assert keeper.steps("search") == [0, 1, 2, 3] and keeper.steps("retrain") == [1] and not notes
 
 
 def test_running_trials_and_numbers_that_are_none_are_left_out():
@@ -215,26 +153,15 @@ def test_a_missing_package_is_said_before_anything_runs(name, tmp_path, monkeypa
     assert not (tmp_path / "run").exists()
 
 
-def test_a_worker_that_joins_needs_no_tracker(tmp_path, monkeypatch):
-    monkeypatch.setattr(trackers, "find_spec", lambda _: None)
-    config = make_config({"space": "toy", "method": "random", "tensorboard": True})
-    assert prepare(config, tmp_path / "run")[0].config.tensorboard == "auto"
-
-
 def test_a_password_in_a_uri_is_refused_and_not_shown(monkeypatch):
     monkeypatch.setattr(trackers, "find_spec", lambda _: True)
     with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI") as caught:
-        trackers.check_trackers(make_config({"mlflow": "postgresql://me:s3cret@host/db"}))
+        trackers.check_trackers(None, "postgresql://me:s3cret@host/db")
     assert "s3cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("given", "kept"), [(True, "auto"), (False, None), ("events", "events")])
-def test_a_tracker_is_switched_on_or_placed(given, kept):
-    assert make_config({"tensorboard": given}).tensorboard == kept
-
-
-def test_switches_of_the_command_line_may_stand_alone():
-    assert spelt_out(["search", "--tensorboard", "--mlflow"]) == [
-        *("search", "--tensorboard=auto", "--mlflow=auto")
-    ]
-    assert spelt_out(["--tensorboard", "here", "--seed", "1"]) == ["--tensorboard", "here", "--seed", "1"]
+def test_a_switch_may_stand_alone_or_name_a_place():
+    kept = [make_config({"tensorboard": given}).tensorboard for given in (True, False, "events")]
+    assert kept == ["auto", None, "events"]
+    given = ["search", "--tensorboard", "here", "--mlflow"]
+    assert spelt_out(given) == ["search", "--tensorboard", "here", "--mlflow=auto"]

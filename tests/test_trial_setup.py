@@ -4,16 +4,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from nas.evaluation.fidelity import geometric
-from nas.goals import Goals
-from nas.job.trial_setup import informed, scheduler
-from nas.registry import load
-from nas.schedulers.halving import Hyperband, SuccessiveHalving
-from nas.schedulers.scheduler import Fixed, Listed
-from nas.searchers import Guided, Nsga2, RandomSearch, RegularizedEvolution
-from nas.searchers.bounded import Bounded
-from nas.storage.run import run_storage
-from nas.study import Study
+from nas.run.black_box import informed, scheduler
+from nas.searchers.evolution import Nsga2, RegularizedEvolution
+from nas.searchers.fidelity import geometric
+from nas.searchers.goals import Goals
+from nas.searchers.predictor_guided import Guided
+from nas.searchers.scheduler import Listed
+from nas.searchers.searcher import Bounded, RandomSearch
+from nas.space.loading import load
+from nas.study.storage import open_storage
+from nas.study.study import Study
 from nas.types import Trial
 
 
@@ -22,7 +22,7 @@ def earlier(tmp_path, *rows):
     space = load("toy")
     genotypes = sorted(space.enumerate())
     tmp_path.mkdir()
-    storage = run_storage(tmp_path, None, run="")
+    storage = open_storage(tmp_path / "study.log")
     study = Study(space, Listed((), 0), storage, name="search", announce=False)
     for number, (architecture, epochs, accuracy) in enumerate(rows):
         study.tell(Trial(number, genotypes[architecture], epochs), {"val_acc": accuracy}, 1.0)
@@ -40,16 +40,8 @@ def test_what_is_learned_from_an_earlier_run_was_trained_equally_long(tmp_path):
 
 
 def made(name, searcher):
-    plan = SimpleNamespace(scheduler=name, ladder=geometric(1, 9), eta=3, goals=Goals())
-    return scheduler(SimpleNamespace(plan=plan), searcher, 9)
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [("fixed", Fixed), ("successive-halving", SuccessiveHalving), ("hyperband", Hyperband)],
-)
-def test_schedulers_by_name(name, kind):
-    assert type(made(name, RandomSearch())) is kind
+    plan = SimpleNamespace(ladder=geometric(1, 9), goals=Goals())
+    return scheduler(SimpleNamespace(plan=plan, config=SimpleNamespace(scheduler=name, eta=3)), searcher, 9)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from optuna.storages import InMemoryStorage
 from torch import nn
 
 import nas
-from nas.proxies import Batch, draw_batch
+from nas.evaluate.proxies import Batch, draw_batch
 
 
 def spread(network: nn.Module, batch: Batch) -> float:

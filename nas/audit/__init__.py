@@ -1,17 +1,8 @@
-"""Audit of a task's images and labels: what may be wrong with them before anything is trained."""
+"""Audit of a task's images and labels: what may be wrong with them before anything is trained.
 
-from nas.audit.findings import Audit, Confusion, Group, Labels
-from nas.audit.planted import Planted, plant
-from nas.audit.run import AUDIT_FILES, audit_task, write_audit
+Begin with `audit_task` in `audit`, which puts together what the other files find.
+"""
 
-__all__ = [
-    "AUDIT_FILES",
-    "Audit",
-    "Confusion",
-    "Group",
-    "Labels",
-    "Planted",
-    "audit_task",
-    "plant",
-    "write_audit",
-]
+from nas.audit.audit import AUDIT_FILES, Audit, audit_task, write_audit
+
+__all__ = ["AUDIT_FILES", "Audit", "audit_task", "write_audit"]

@@ -3,64 +3,96 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
-from nas.audit.findings import Confusion, Group, Labels
-from nas.audit.pool import Pool
-from nas.audit.predictions import FOLDS, out_of_fold
-from nas.data.arrays import Array
-from nas.data.arrays import Labels as Numbers
-from nas.data.suspects import Suspect
-from nas.errors import ConfigError, unknown
-from nas.evaluation.metrics import wilson
+from nas.audit.duplicates import Group
+from nas.audit.images import ImageTable
+from nas.data.arrays import Array, Labels
+from nas.data.exclusions import Suspect
+from nas.evaluate.significance import wilson
+from nas.seeding import derive
 
-Backend = Literal["own", "cleanlab"]
-BACKENDS: tuple[Backend, ...] = ("own", "cleanlab")
+FOLDS = 5
 _CONFUSED = 20
 
 
-def named_backend(name: str) -> Backend:
-    """The backend of this name.
+@dataclass(frozen=True, slots=True)
+class LabelErrors:
+    """How far labels can be trusted.
 
-    Raises:
-        ConfigError: when there is none.
+    noise, low, high: estimated share of wrong labels and its 95 % interval; what the predictions get wrong
+      counts too, so the truth is rather below.
+    confused: pairs of classes, given and suggested, with the estimated number of such images, worst first.
+    judged: images that could be judged. reason: why others, or all, could not be; empty if all were.
     """
-    for backend in BACKENDS:
-        if backend == name:
-            return backend
-    raise ConfigError(unknown("backend", name, BACKENDS))
+
+    noise: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+    confused: tuple[tuple[str, str, int], ...] = ()
+    judged: int = 0
+    reason: str = ""
 
 
 def mislabels(
-    pool: Pool, features: Tensor, groups: Sequence[Group], *, seed: int, backend: Backend
-) -> tuple[Labels, list[Suspect]]:
+    table: ImageTable, features: Array, groups: Sequence[Group], *, seed: int
+) -> tuple[LabelErrors, list[Suspect]]:
     """How far labels can be trusted, and the images that probably have a wrong one, the surest first.
 
-    Classes of fewer than five different images are not judged: no network can learn them from the others.
+    Classes of fewer than five different images are not judged: nothing can learn them from the others.
+
+    features: [N, D] of the table's images. groups: of copies, which are never on both sides of a division.
     """
-    copies = np.arange(len(pool))
+    copies = np.arange(len(table))
     for group in groups:
         copies[list(group.members)] = group.members[0]
-    fits = [len(np.unique(copies[pool.y == label])) >= FOLDS for label in range(pool.task.num_classes)]
+    fits = [len(np.unique(copies[table.y == label])) >= FOLDS for label in range(table.task.num_classes)]
     classes = np.flatnonzero(fits)
-    left = [name for name, fit in zip(pool.task.classes, fits, strict=True) if not fit]
+    left = [name for name, fit in zip(table.task.classes, fits, strict=True) if not fit]
     reason = f"labels of classes with fewer than {FOLDS} images are not judged: {', '.join(left[:10])}"
     if len(classes) < 2:
-        return Labels(reason=f"labels are not judged: fewer than two classes have {FOLDS} images"), []
-    chosen = np.flatnonzero(np.isin(pool.y, classes))
-    y = np.searchsorted(classes, pool.y[chosen])
+        return LabelErrors(reason=f"labels are not judged: fewer than two classes have {FOLDS} images"), []
+    chosen = np.flatnonzero(np.isin(table.y, classes))
+    y = np.searchsorted(classes, table.y[chosen])
     odds = out_of_fold(features[chosen], y, copies[chosen], seed)
     joint = confident_joint(y, odds)
-    found = by_cleanlab(y, odds) if backend == "cleanlab" else prune(y, odds, joint)
-    names = [pool.task.classes[label] for label in classes]
-    suspects = [_suspect(pool, int(chosen[i]), odds[i], int(y[i]), names) for i in found]
-    return _told(y, odds, joint, names, reason if left else ""), suspects
+    names = [table.task.classes[label] for label in classes]
+    suspects = []
+    for i in prune(y, odds, joint):
+        best, given = int(odds[i].argmax()), int(y[i])
+        words = f"predicted {names[best]} with {odds[i, best]:.2f}, {names[given]} with {odds[i, given]:.2f}"
+        score = float(odds[i, best] - odds[i, given])
+        suspects.append(
+            table.suspect(int(chosen[i]), "mislabel", reason=words, score=score, suggested=names[best])
+        )
+    noise = float(joint.sum() - np.trace(joint))
+    low, high = wilson(noise, len(y))
+    pairs = (
+        (names[i], names[j], round(float(joint[i, j]) * len(y)))
+        for i, j in np.ndindex(*joint.shape)
+        if i != j
+    )
+    confused = sorted((pair for pair in pairs if pair[2]), key=lambda pair: -pair[2])[:_CONFUSED]
+    return LabelErrors(noise, low, high, tuple(confused), len(y), reason if left else ""), suspects
 
 
-def confident_joint(y: Numbers, odds: Array) -> Array:
+def out_of_fold(features: Array, y: Labels, copies: Labels, seed: int) -> Array:
+    """Probabilities [N, C] for each image by logistic regressions that saw neither it nor a copy of it.
+
+    features: [N, D]. y: [N] in 0..C-1. copies: [N] number of each image's group of copies.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=derive(seed, "folds") % 2**32)
+    model = LogisticRegression(max_iter=1000, tol=1e-3)
+    odds: Array = cross_val_predict(model, features, y, groups=copies, cv=folds, method="predict_proba")
+    return odds
+
+
+def confident_joint(y: Labels, odds: Array) -> Array:
     """The joint distribution [C, C] of given and true labels, equations 1 to 3 of the paper.
 
     C_ij counts images of given class i whose probability of j reaches t_j, the mean probability of j among
@@ -77,12 +109,11 @@ def confident_joint(y: Numbers, odds: Array) -> Array:
     np.add.at(counts, (y[sure], best[sure]), 1)
     rows = counts.sum(1, keepdims=True)
     given = np.bincount(y, minlength=classes)[:, None]
-    joint = np.where(rows > 0, counts / np.maximum(rows, 1), np.eye(classes)) * given
-    shared: Array = joint / joint.sum()
-    return shared
+    joint: Array = np.where(rows > 0, counts / np.maximum(rows, 1), np.eye(classes)) * given / len(y)
+    return joint
 
 
-def prune(y: Numbers, odds: Array, joint: Array) -> Numbers:
+def prune(y: Labels, odds: Array, joint: Array) -> Labels:
     """Images to look at, the surest first: "prune by noise rate", section 3.2 of the paper.
 
     Of each pair i, j of different classes, the N Q_ij images given as i with the largest margin of j's
@@ -96,64 +127,7 @@ def prune(y: Numbers, odds: Array, joint: Array) -> Numbers:
             members = np.flatnonzero(y == given)
             margin = odds[members, given] - odds[members, true]
             wrong[members[np.argsort(margin, kind="stable")[:count]]] = True
-    wrong &= odds.argmax(1) != y
-    found = np.flatnonzero(wrong)
-    ranked: Numbers = found[np.argsort(_margins(y, odds)[found], kind="stable")]
+    found = np.flatnonzero(wrong & (odds.argmax(1) != y))
+    margins = odds[found, y[found]] - odds[found].max(1)
+    ranked: Labels = found[np.argsort(margins, kind="stable")]
     return ranked
-
-
-def by_cleanlab(y: Numbers, odds: Array) -> Numbers:
-    """The same by cleanlab's `find_label_issues`."""
-    try:
-        from cleanlab.filter import find_label_issues
-    except ImportError as error:
-        raise ConfigError(
-            "backend cleanlab is not installed; install it with: pip install 'nas-engine[cleanlab]', or use "
-            "backend own"
-        ) from error
-    found: Numbers = find_label_issues(
-        y,
-        odds,
-        filter_by="prune_by_noise_rate",
-        return_indices_ranked_by="normalized_margin",
-        n_jobs=1,
-    )
-    return found
-
-
-def _margins(y: Numbers, odds: Array) -> Array:
-    rows = np.arange(len(y))
-    others = odds.copy()
-    others[rows, y] = -1
-    margins: Array = odds[rows, y] - others.max(1)
-    return margins
-
-
-def _suspect(pool: Pool, number: int, odds: Array, given: int, names: Sequence[str]) -> Suspect:
-    best = int(odds.argmax())
-    reason = f"predicted {names[best]} with {odds[best]:.2f}, {names[given]} with {odds[given]:.2f}"
-    return pool.suspect(
-        number, "mislabel", reason=reason, score=float(odds[best] - odds[given]), suggested=names[best]
-    )
-
-
-def _told(y: Numbers, odds: Array, joint: Array, names: Sequence[str], reason: str) -> Labels:
-    noise = float(joint.sum() - np.trace(joint))
-    low, high = wilson(noise, len(y))
-    rates = 1 - np.diag(joint) / np.maximum(joint.sum(1), 1e-12)
-    pairs = [
-        Confusion(names[i], names[j], round(float(joint[i, j]) * len(y)))
-        for i, j in zip(*np.nonzero(joint), strict=True)
-        if i != j
-    ]
-    pairs = sorted((pair for pair in pairs if pair.count), key=lambda pair: -pair.count)
-    return Labels(
-        noise=round(noise, 6),
-        low=round(low, 6),
-        high=round(high, 6),
-        by_class={name: round(float(rate), 6) for name, rate in zip(names, rates, strict=True)},
-        confused=tuple(pairs[:_CONFUSED]),
-        accuracy=round(float((odds.argmax(1) == y).mean()), 6),
-        judged=len(y),
-        reason=reason,
-    )

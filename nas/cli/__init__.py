@@ -1,32 +1,4 @@
-"""The `nas` command, each of its commands in the module of that name.
+"""The commands of `nas`: what all share, options made from settings too, is in `app`.
 
 Heavy libraries are imported inside the commands, so that help comes at once.
 """
-
-from __future__ import annotations
-
-import importlib
-import logging
-import sys
-import warnings
-
-from nas.cli.app import ORDER, Printable, app, spelt_out, warned
-from nas.training.launch import follows
-
-__all__ = ["app", "main"]
-
-for name in ORDER:  # which is that of the help
-    importlib.import_module(f"nas.cli.{name}")
-
-
-def main() -> None:
-    """The console script: every foreseen error becomes one clear message and an exit code.
-
-    0 done, 1 a fault of ours, 2 usage or settings, 3 data or space, 4 no valid model, 5 the disk or another
-    rank, 6 the GPU failed, 130 and 143 signals.
-    """
-    handler = logging.StreamHandler()
-    handler.setFormatter(Printable("%(message)s"))
-    warnings.showwarning = warned
-    logging.basicConfig(handlers=[handler], level=logging.ERROR if follows() else logging.WARNING)
-    app(spelt_out(sys.argv[1:]))

@@ -1,28 +1,57 @@
-"""What all commands share: the application, common options, and errors as messages with exit codes."""
+"""What all commands share: the application, options made from settings, errors as messages, and signals."""
 
 from __future__ import annotations
 
+import inspect
 import logging
+import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from types import FrameType
+from typing import Annotated, Any, Self, get_args, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
+from typer.core import TyperGroup
 
 from nas import __version__
-from nas.errors import ConfigError, DismissedError, NasError, StorageError, describe
-from nas.text import SCREEN, printable
+from nas.errors import SCREEN, ConfigError, DismissedError, NasError, StorageError, describe, printable
+from nas.files.atomic import override, read_toml
+from nas.run.config import PANELS, Config
+from nas.searchers.method_names import is_own
 from nas.training.launch import follows, launched
 
-ORDER = (
-    *("search", "retrain", "predict", "report", "draw", "export", "serve", "dashboard", "check", "repair"),
-    *("validate", "audit", "calibrate", "benchmark", "worker", "launch", "spaces", "doctor"),
-)
-"""The commands as help lists them, each a module: what is done with a run, what before one, helpers."""
+Run = Annotated[Path, typer.Argument(help="A finished run's folder.")]
+OwnSpace = Annotated[
+    str | None, typer.Option("--space", help="The run's space, where it is your own code: FILE.py:FUNCTION.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Say only warnings, errors and the result.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file with any of these settings.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, e.g. --set retrain.epochs=100."),
+]
+SWITCHES = ("--tensorboard", "--mlflow")
+"""Options whose value may be left out."""
+PRESET = ("trials", "epochs", "top_k", "top_k_epochs", "repeats", "search_images", "alpha_lr_scale")
+"""Settings whose default is that of the preset."""
+
+
+class Commands(TyperGroup):
+    """The commands; an error that any of them foresees is one message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer's signature
+        """Runs a command."""
+        with errors():
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
+    cls=Commands,
     help="""Neural architecture search: from a data set to a found architecture and its trained model.
 
 \b
@@ -35,44 +64,18 @@ nas COMMAND --help      say what a command does, and all its options""",
     rich_markup_mode=None,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Say only warnings, errors and the result.")]
-Force = Annotated[bool, typer.Option("--force", help="Go on although the data changed since the run began.")]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, e.g. --set retrain.epochs=100."),
-]
-TensorBoard = Annotated[
-    str | None,
-    typer.Option(
-        metavar="[FOLDER]",
-        help="Write event files for TensorBoard, into the run's folder unless another one is named.",
-    ),
-]
-MLflow = Annotated[
-    str | None,
-    typer.Option(
-        metavar="[URI]",
-        help="Track the run on an MLflow server or database, that of $MLFLOW_TRACKING_URI if none is named.",
-    ),
-]
-SWITCHES = ("--tensorboard", "--mlflow")
-"""Options whose value may be left out."""
-SPACE = "A name (see nas spaces), module:function or file.py:function."
-TASK = (
-    "digits, fashion_mnist, cifar10, cifar100, npz:PATH, folder:PATH, or folder:PATH@64, which stretches its "
-    "images."
-)
-
 
 @app.callback(invoke_without_command=True)
 def common(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,  # noqa: FBT002
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """What is asked of the engine without a command."""
     if version:
         say(f"nas-engine {__version__}")
         raise typer.Exit
+
+
+# -- what is said ---------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -82,26 +85,21 @@ def errors() -> Iterator[None]:
         yield
     except DismissedError as error:  # rank 0 has said it
         raise typer.Exit(error.exit_code) from error
-    except NasError as error:
-        say(f"error: {_rank()}{error}", limit=SCREEN, err=True)
-        raise typer.Exit(error.exit_code) from error
+    except (NasError, SystemExit) as error:  # the latter of a user's code that runs outside of a trial
+        rank = launched() if follows() else None
+        words = str(error) if isinstance(error, NasError) else describe(error)
+        say(f"error: {'' if rank is None else f'rank {rank[0]}: '}{words}", limit=SCREEN, err=True)
+        raise typer.Exit(error.exit_code if isinstance(error, NasError) else 1) from error
+    except BrokenPipeError:  # whoever read the output has had enough, which typer knows
+        raise
     except OSError as error:
         what = f": {error.filename}" if error.filename else ""
         say(f"error: {error.strerror or error}{what}; the same command goes on from there", err=True)
         raise typer.Exit(StorageError.exit_code) from error
-    except SystemExit as error:  # of a user's code that runs outside of a trial
-        say(f"error: {_rank()}{describe(error)}", limit=SCREEN, err=True)
-        raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         if not follows():
             say("stopped at once; the same command goes on from the last checkpoint", err=True)
         raise typer.Exit(130) from error
-
-
-def _rank() -> str:
-    """Which rank speaks, where it is not the only one or the first."""
-    found = launched() if follows() else None
-    return "" if found is None else f"rank {found[0]}: "
 
 
 def say(text: str, *, limit: int | None = None, err: bool = False) -> None:
@@ -109,15 +107,8 @@ def say(text: str, *, limit: int | None = None, err: bool = False) -> None:
     typer.echo(printable(text, limit=limit), err=err)
 
 
-def warned(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,  # noqa: ARG001 - the signature is that of warnings.showwarning
-    lineno: int,  # noqa: ARG001
-    file: TextIO | None = None,  # noqa: ARG001
-    line: str | None = None,  # noqa: ARG001
-) -> None:
-    """A warning for people: what it says, without the line of the source that said it."""
+def warned(message: Warning | str, category: type[Warning], *_: object) -> None:
+    """Shows a warning as `warnings.showwarning` does, but without the line of the source that gave it."""
     kind = "" if category is UserWarning else f"{category.__name__}: "
     if not follows():
         say(f"WARNING: {kind}{message}", err=True)
@@ -131,25 +122,23 @@ class Printable(logging.Formatter):
         return printable(super().format(record))
 
 
-def values(config: Path | None, given: Mapping[str, object], sets: list[str] | None) -> dict[str, Any]:
-    """The file's settings, then the options, then `--set`.
+def announce(path: str | None) -> None:
+    """Says that code from outside the engine is about to run, and lets a module in this folder be found.
 
-    Raises:
-        ConfigError: when code to run is named in the file alone, which may have come with somebody's results.
+    Only then: whatever else lies here could otherwise take the place of a library that is not installed.
+
+    path: of a space or method; nothing is said of the engine's own, and of None.
     """
-    from nas.files.tomlfile import override, read_toml
-    from nas.job.method_names import is_own
+    from nas.space.loading import is_plugin
 
-    values = read_toml(config) if config is not None else {}
-    asked = override({k: v for k, v in given.items() if v is not None}, sets or [])
-    for name in ("space", "method"):
-        code = values.get(name)
-        if isinstance(code, str) and is_own(code, optuna=name == "method") and name not in asked:
-            raise ConfigError(
-                f"{config} names code that is not the engine's, {name} = {code!r}; to run it, name it on the "
-                f"command line, too: --{name} {code}"
-            )
-    return override(values | {k: v for k, v in given.items() if v is not None}, sets or [])
+    if path is not None and is_plugin(path):
+        if not follows():
+            say(f"running your code: {path}", err=True)
+        if (here := str(Path.cwd())) not in sys.path:
+            sys.path.append(here)
+
+
+# -- settings as options --------------------------------------------------------------------------------
 
 
 def spelt_out(arguments: Sequence[str]) -> list[str]:
@@ -161,15 +150,118 @@ def spelt_out(arguments: Sequence[str]) -> list[str]:
     ]
 
 
-def announce(path: str) -> None:
-    """Says that code from outside the engine is about to run, and lets a module in this folder be found.
+def values(config: Path | None, given: Mapping[str, object], sets: Sequence[str] | None) -> dict[str, Any]:
+    """The file's settings, then the options, then `--set`.
 
-    Only then: whatever else lies here could otherwise take the place of a library that is not installed.
+    Raises:
+        ConfigError: when code to run is named in the file alone, which may have come with somebody's results.
     """
-    from nas.registry import is_plugin
+    values = read_toml(config) if config is not None else {}
+    asked = override(dict(given), list(sets or []))
+    for name in ("space", "method"):
+        code = values.get(name)
+        if isinstance(code, str) and is_own(code, optuna=name == "method") and name not in asked:
+            raise ConfigError(
+                f"{config} names code that is not the engine's, {name} = {code!r}; to run it, name it on the "
+                f"command line, too: --{name} {code}"
+            )
+    return override(values | dict(given), list(sets or []))
 
-    if is_plugin(path):
-        if not follows():
-            say(f"running your code: {path}", err=True)
-        if (here := str(Path.cwd())) not in sys.path:
-            sys.path.append(here)
+
+def with_settings(names: Sequence[str] | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Adds an option for each setting to a command, which gets those that were given as `given`.
+
+    names: of settings; all that have a panel unless given. A command's own parameter of the same name stays.
+    """
+
+    def wrapped(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        own = {name: p for name, p in signature.parameters.items() if name != "given"}
+        options = [
+            _option(name, field, panel)
+            for name, field in Config.model_fields.items()
+            if name not in own and (names is None or name in names) and (panel := _panel(field))
+        ]
+
+        @wraps(command)
+        def call(**values: Any) -> None:  # noqa: ANN401 - whatever the options hold
+            given = {option.name: values.pop(option.name) for option in options}
+            command(given={n: v for n, v in given.items() if v not in (None, [])}, **values)
+
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*own.values(), *options]]
+        call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {p.name: p.annotation for p in parameters}
+        return call
+
+    return wrapped
+
+
+def _option(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
+    """The option of a setting; its text is read by the setting's own type."""
+    flag, default, help_text = f"--{name.replace('_', '-')}", field.default, field.description or ""
+    switch, plain = field.annotation is bool, field.annotation
+    if get_origin(plain) is Annotated:
+        plain = get_args(plain)[0]
+    kind: Any = bool if switch else list[str] if get_origin(plain) is tuple else str
+    words = {True: name, False: "off", None: "the preset's" if name in PRESET else None}
+    shown = words[default] if default is None or switch else default
+    if "[default:" not in help_text and shown is not None:
+        help_text += f" [default: {shown}]"
+    option = typer.Option(
+        f"{flag}/--no-{flag[2:]}" if switch else flag,
+        help=help_text,
+        metavar=None if switch else ("[TEXT]" if flag in SWITCHES else "<str>"),
+        rich_help_panel=PANELS[panel],
+        show_default=False,
+    )
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+def _panel(field: FieldInfo) -> str:
+    extra = field.json_schema_extra
+    return str(extra.get("panel", "")) if isinstance(extra, dict) else ""
+
+
+# -- signals --------------------------------------------------------------------------------------------
+
+POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""The last two are what batch systems such as SLURM are asked to send some time before the end."""
+
+
+class StopRequest:
+    """While entered, SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 set `number` instead of killing the process.
+
+    number: the first of them that came, or 0. Later on, SIGINT, or SIGTERM for the second time, raises
+      KeyboardInterrupt where the program is; a batch system's warnings may be followed by SIGTERM.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._terminated = False
+        self._before: dict[int, Any] = {}
+
+    def __call__(self) -> bool:
+        """Whether the job was asked to stop."""
+        return self.number != 0
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell or a batch system expects of a process that ends so: 130 after SIGINT, else 143."""
+        return 128 + (signal.SIGINT if self.number in (0, signal.SIGINT) else signal.SIGTERM)
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._handle) for number in POLITE}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        insists = number == signal.SIGINT or (number == signal.SIGTERM and self._terminated)
+        self._terminated |= number == signal.SIGTERM
+        if self.number and insists:
+            raise KeyboardInterrupt
+        self.number = self.number or number

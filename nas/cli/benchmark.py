@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from nas.cli.app import Json, Quiet, app, errors, say
+from nas.cli.app import Json, Quiet, app, say
 from nas.errors import ConfigError
-
-if TYPE_CHECKING:
-    from nas.progress import Progress
 
 
 @app.command(short_help="Replay searches on a published table.")
@@ -66,59 +63,52 @@ def benchmark(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the outcome. [default: results/benchmark-NAME]")
     ] = None,
-    quiet: Quiet = False,  # noqa: FBT002
-    as_json: Json = False,  # noqa: FBT002
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Replay searches on a published table: mean and deviation of what they would have reported."""
-    with errors():
-        from nas.benchmarks.contest import plan_contest
-        from nas.benchmarks.outcome import lines, to_dict, write_outcome
-        from nas.benchmarks.race import run_race
-        from nas.console import reporter
-        from nas.files.folders import prepare_folder
-        from nas.files.tomlfile import override
-        from nas.job.spellings import seconds
-        from nas.training.launch import refuse
+    from nas.evaluate.replay import run_replays
+    from nas.files.atomic import override
+    from nas.files.folder import prepare_folder
+    from nas.run.config import seconds
+    from nas.searchers.goals import parse_goals
+    from nas.show.benchmark import lines, plan_comparison, to_dict, write_comparison
+    from nas.show.progress import reporter
+    from nas.training.launch import refuse
 
-        refuse("a benchmark")
-        try:
-            budget_s = None if time_budget is None else float(str(seconds(time_budget)))
-        except ValueError as error:
-            raise ConfigError(f"--time-budget {time_budget!r}: {error}") from error
-        table, planned = plan_contest(
-            name,
-            searcher or (),
-            trials=trials,
-            budget_s=budget_s,
-            epochs=epochs,
-            dataset=dataset,
-            folder=tables,
-            objectives=objective or (),
-            constraints=constraint or (),
-            reference=reference,
-            settings=override({}, sets or []),
-            seed=seed,
-        )
-        folder = prepare_folder(out or Path("results") / f"benchmark-{name}")
-        races = {}
-        with reporter(plain=as_json, quiet=quiet) as progress:
-            for race in planned:
-                progress.phase(race.searcher, min(10, repeats))
-                runs = run_race(race, repeats=repeats, workers=workers, on_repeat=_tell(progress, repeats))
-                races[race.searcher] = (race, runs)
-        paths = write_outcome(folder, table, races)
-        if as_json:
-            say(json.dumps(to_dict(table, races)))
-        else:
-            say("\n".join([*lines(races, table), *map(str, paths)]))
+    refuse("a benchmark")
+    try:
+        budget_s = None if time_budget is None else float(str(seconds(time_budget)))
+    except ValueError as error:
+        raise ConfigError(f"--time-budget {time_budget!r}: {error}") from error
+    table, planned = plan_comparison(
+        name,
+        searcher or (),
+        trials=trials,
+        budget_s=budget_s,
+        epochs=epochs,
+        dataset=dataset,
+        folder=tables,
+        goals_by=lambda signal: parse_goals(objective or (), constraint or (), default=signal),
+        reference=reference,
+        settings=override({}, sets or []),
+    )
+    planned = [replace(replay, seed=seed) for replay in planned]
+    folder = prepare_folder(out or Path("results") / f"benchmark-{name}")
+    replays, parts = {}, min(10, repeats)
+    with reporter(plain=as_json, quiet=quiet) as progress:
 
+        def tell(done: int) -> None:
+            """Says every tenth of the way how many repeats are done."""
+            if (part := parts * done // repeats) > parts * (done - 1) // repeats:
+                progress.advance(f"{done} of {repeats} repeats", done=part)
 
-def _tell(progress: Progress, repeats: int) -> Callable[[int], None]:
-    """Says every tenth of the way how many repeats are done."""
-    parts = min(10, repeats)
-
-    def tell(done: int) -> None:
-        if (part := parts * done // repeats) > parts * (done - 1) // repeats:
-            progress.advance(f"{done} of {repeats} repeats", done=part)
-
-    return tell
+        for replay in planned:
+            progress.phase(replay.searcher, parts)
+            runs = run_replays(replay, repeats=repeats, workers=workers, on_repeat=tell)
+            replays[replay.searcher] = (replay, runs)
+    paths = write_comparison(folder, table, replays)
+    if as_json:
+        say(json.dumps(to_dict(table, replays)))
+    else:
+        say("\n".join([*lines(replays, table), *map(str, paths)]))

@@ -1,279 +1,204 @@
-"""`nas search`: the whole job, with a look at what it would cost."""
+"""`nas search`, `nas retrain`, `nas calibrate`: jobs that can be stopped; the same command resumes them."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nas.cli.app import (
-    SPACE,
-    TASK,
-    Force,
+    ConfigFile,
     Json,
-    MLflow,
     Quiet,
     Sets,
-    TensorBoard,
+    StopRequest,
     announce,
     app,
-    errors,
     say,
     values,
+    with_settings,
 )
-from nas.cli.job import run_job
+from nas.run.config import TASK, Config, make_config
+from nas.searchers.method_names import is_own
 from nas.training.launch import follows
 
 if TYPE_CHECKING:
-    from nas.budget.forecast import Tell
-    from nas.budget.preview import Preview
-    from nas.job.config import Config
-    from nas.progress import Progress
     from nas.results.result import Result
-    from nas.signals import StopRequest
+    from nas.run.budget import Preview, Tell
+    from nas.show.progress import Progress
 
+Force = Annotated[
+    bool, typer.Option("--force", help="Go on although the data changed, or a database names another writer.")
+]
 PREVIEW = "NAS_PREVIEW"
 """The environment variable that leaves the preview of a search out, where it is `off`."""
+RIVALS = {
+    "random": "random search at equal cost",
+    "largest": "largest of these",
+    "default": "default architecture",
+}
+FILES = ("report.html", "MODEL_CARD.md", "network.png", "search.png", "front.png", "alphas.png", "health.png")
+"""What a run may leave behind for people, beside its model and the pictures of its cells."""
 
 
 @app.command()
+@with_settings()
 def search(
-    space: Annotated[str | None, typer.Option(help=f"{SPACE} [default: darts]")] = None,
-    task: Annotated[str | None, typer.Option(help=f"{TASK} [default: digits]")] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help="By trials: random, evolution, local, nsga2, guided, tpe, gp, optuna:NAME. On shared "
-            "weights: spos. By gradients: darts, darts2, gdas, snas, drnas, pcdarts, sdarts-rs, "
-            "sdarts-adv, fairdarts, beta-darts, gaea, oles, is-darts, pdarts, or your own as "
-            "FILE.py:FUNCTION. [default: is-darts]"
-        ),
-    ] = None,
-    evaluator: Annotated[
-        str | None, typer.Option(help="trained or shared, for methods by trials. [default: trained]")
-    ] = None,
-    guard: Annotated[
-        bool | None,
-        typer.Option(help="Whether a search by gradients is put right when it collapses. [default: guard]"),
-    ] = None,
-    selection: Annotated[
-        str | None, typer.Option(help="argmax or perturbation, by gradients. [default: argmax]")
-    ] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            help='What a step of a search by gradients may take, e.g. "8GiB"; it is changed to fit.'
-        ),
-    ] = None,
-    objective: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="<str>",
-            help="What is optimised, e.g. val_acc, -latency_ms or 'val_acc - 0.01*latency_ms'; "
-            "several make a Pareto search. [default: val_acc]",
-        ),
-    ] = None,
-    constraint: Annotated[
-        list[str] | None, typer.Option(metavar="<str>", help='A bound, e.g. "params<=3e6"; may be repeated.')
-    ] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="fixed, successive-halving or hyperband. [default: fixed]")
-    ] = None,
-    fidelity: Annotated[
-        str | None,
-        typer.Option(help='What a trial may spend, e.g. "epochs=3,width=0.5", or auto.'),
-    ] = None,
-    calibration: Annotated[
-        Path | None, typer.Option(help="Folder of nas calibrate, for --fidelity auto.")
-    ] = None,
-    baselines: Annotated[
-        bool | None,
-        typer.Option(help="Whether to compare with random search at equal cost. [default: baselines]"),
-    ] = None,
-    export: Annotated[
-        bool | None,
-        typer.Option(
-            help="Whether to write model.py, model.pt2 and model.onnx at the end. [default: export]"
-        ),
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            help="How long phases take and how large networks are: quick (minutes), standard (as published), "
-            "nasbench201 or nasbench201-12 (as for its table). [default: quick]"
-        ),
-    ] = None,
-    trials: Annotated[
-        int | None, typer.Option(help="Trials, of methods by trials. [default: the preset's]")
-    ] = None,
-    max_failures: Annotated[
-        int | None,
-        typer.Option(help="So many failed trials in a row end the search. [default: 10]"),
-    ] = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(
-            help="Epochs of a trial, of a shared supernet, or of a search by gradients. [default: the "
-            "preset's]"
-        ),
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            help='Time for the whole job, e.g. "30m": a hard end, by when the best so far is trained.'
-        ),
-    ] = None,
-    preview: Annotated[  # noqa: FBT002 - a switch of the command line
+    *,
+    given: dict[str, object],
+    preview: Annotated[
         bool, typer.Option("--preview", help="Only say what the search would cost; nothing is written.")
     ] = False,
-    yes: Annotated[  # noqa: FBT002
+    yes: Annotated[
         bool, typer.Option("--yes", help="Begin without asking, however long it is estimated to take.")
     ] = False,
-    workers: Annotated[
-        str | None,
-        typer.Option(help="Processes that train trials, a number or auto. [default: 1, this one]"),
-    ] = None,
-    trial_timeout: Annotated[
-        str | None,
-        typer.Option(help='A trial that takes longer, e.g. "2h", is begun once more, and then fails.'),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(help="How many of the best are trained again with fresh seeds. [default: the preset's]"),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Root of all randomness. [default: 0]")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1. [default: auto]")] = None,
-    execution: Annotated[
-        str | None,
-        typer.Option(help="How cells are run: plain, batched, kernels (Triton), or auto. [default: auto]"),
-    ] = None,
-    graph: Annotated[
-        bool | None,
-        typer.Option(
-            help="On CUDA, whether steps are captured and replayed as one graph where they can. "
-            "[default: graph]"
-        ),
-    ] = None,
-    deterministic: Annotated[
-        bool | None,
-        typer.Option("--deterministic", help="On CUDA, only what gives the same bits on every run; slower."),
-    ] = None,
-    augment: Annotated[
-        str | None,
-        typer.Option(
-            help="How training images are varied: none, or parts of crop+flip+cutout. [default: crop, of "
-            "CIFAR crop+flip]"
-        ),
-    ] = None,
-    exclude: Annotated[
-        str | None,
-        typer.Option(help="A suspects.json of nas audit, or PATH:KINDS: its images are left out."),
-    ] = None,
-    audit: Annotated[
-        bool | None,
-        typer.Option("--audit", help="Look for wrong labels, copies and leaks before the search."),
-    ] = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(
-            help="Database for the trials, e.g. sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE. "
-            "[default: $NAS_STORAGE, else a file in the run's folder]"
-        ),
-    ] = None,
-    tensorboard: TensorBoard = None,
-    mlflow: MLflow = None,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder. [default: results/SPACE-TASK-METHOD]")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with any of these settings.")] = None,
+    config: ConfigFile = None,
     sets: Sets = None,
-    force: Force = False,  # noqa: FBT002 - a switch of the command line
-    quiet: Quiet = False,  # noqa: FBT002
-    as_json: Json = False,  # noqa: FBT002
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Search, train the best again, train the winner in full. The same command resumes a run."""
     since = time.monotonic()  # before libraries are loaded, which takes seconds
-    given = {
-        "space": space,
-        "task": task,
-        "method": method,
-        "evaluator": evaluator,
-        "guard": guard,
-        "selection": selection,
-        "memory": memory,
-        "objective": objective or None,
-        "constraint": constraint or None,
-        "scheduler": scheduler,
-        "fidelity": fidelity,
-        "calibration": None if calibration is None else str(calibration),
-        "baselines": baselines,
-        "export": export,
-        "preset": preset,
-        "trials": trials,
-        "max_failures": max_failures,
-        "epochs": epochs,
-        "budget": budget,
-        "workers": workers,
-        "trial_timeout": trial_timeout,
-        "top_k": top_k,
-        "seed": seed,
-        "device": device,
-        "execution": execution,
-        "graph": graph,
-        "deterministic": deterministic,
-        "augment": augment,
-        "exclude": exclude,
-        "audit": audit,
-        "storage": storage,
-        "tensorboard": tensorboard,
-        "mlflow": mlflow,
-    }
+    settings = make_config(values(config, given, sets), where=str(config or "command line"))
+    announce(settings.space)
+    announce(settings.method if is_own(settings.method) else None)
+    from nas.run.job import Clock
+    from nas.run.pipeline import look, run_job
 
-    def settled() -> Config:
-        from nas.job.config import make_config
-        from nas.job.method_names import is_own
-
-        settings = make_config(values(config, given, sets), where=str(config or "command line"))
-        announce(settings.space)
-        if is_own(settings.method):
-            announce(settings.method)
-        return settings
-
-    def job(progress: Progress, stop: StopRequest) -> Result:
-        from nas.budget.clock import Clock
-        from nas.job.search_run import run
-
-        settings = settled()
-        clock = Clock(settings.budget, since=since)
-        return run(
+    if preview:
+        found = look(settings)
+        say(json.dumps(found.to_dict()) if as_json else "\n".join(found.lines()))
+        return
+    with stoppable(quiet=quiet, plain=as_json) as (progress, stop):
+        result = run_job(
             settings,
             out=out,
             force=force,
             progress=progress,
             stop=stop,
-            clock=clock,
+            clock=Clock(settings.budget, since=since),
             tell=teller(progress, yes=yes),
         )
-
-    if preview:
-        look_only(settled, as_json=as_json)
-    else:
-        run_job(job, quiet=quiet, as_json=as_json)
+    show(result, as_json=as_json)
 
 
-def look_only(settled: Callable[[], Config], *, as_json: bool) -> None:
-    """Shows what a search would cost."""
-    with errors():
-        from nas.job.search_run import look
+@app.command(short_help="Train a known architecture from scratch and test it.")
+@with_settings(
+    (
+        *("preset", "seed", "device", "execution", "graph", "export", "pictures", "deterministic"),
+        *("tensorboard", "mlflow", "augment", "exclude"),
+    )
+)
+def retrain(
+    source: Annotated[
+        str, typer.Argument(help="A finished run's folder, an architecture.json, or a genotype's text.")
+    ],
+    *,
+    given: dict[str, object],
+    task: Annotated[str, typer.Option(help=TASK)],
+    out: Annotated[Path, typer.Option(help="Folder for the result.")],
+    space: Annotated[
+        str | None, typer.Option(help="The space, for a genotype's text or where it is your own code.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of training. [default: the preset's]")] = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train a known architecture from scratch and measure its test accuracy. The same command resumes."""
+    from nas.results.result import architecture_of
+    from nas.run.pipeline import retrain as train_again
 
-        found = look(settled())
-        say(json.dumps(found.to_dict()) if as_json else "\n".join(found.lines()))
+    assignments = [*(sets or []), *([f"retrain.epochs={epochs}"] if epochs is not None else [])]
+    announce(space)
+    with stoppable(quiet=quiet, plain=as_json) as (progress, stop):
+        result = train_again(
+            architecture_of(source, space=space),
+            task,
+            out=out,
+            space=space,
+            settings=values(config, {"task": task, **given}, assignments),
+            force=force,
+            progress=progress,
+            stop=stop,
+        )
+    show(result, as_json=as_json)
+
+
+@app.command(short_help="Measure which cheap estimates rank like long training.")
+@with_settings(("space", "task", "preset", "seed", "device"))
+def calibrate(
+    *,
+    given: dict[str, object],
+    architectures: Annotated[int, typer.Option(help="Random architectures that are trained for long.")] = 16,
+    epochs: Annotated[int, typer.Option(help="Epochs of the long training, the truth.")] = 12,
+    repeats: Annotated[int, typer.Option(help="Long trainings of each architecture.")] = 2,
+    threshold: Annotated[
+        float, typer.Option(help="Kendall's tau that a fidelity must surely exceed to be trusted.")
+    ] = 0.4,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the outcome. [default: results/calibrate-SPACE-TASK]")
+    ] = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Measure which cheap estimates rank architectures like long training does. The same command resumes."""
+    with stoppable(quiet=quiet, plain=as_json) as (progress, stop):
+        from nas.evaluate.calibration import Settings
+        from nas.run.calibrate import calibrate as run
+
+        default = {name: Config.model_fields[name].default for name in ("space", "task")}
+        settings = default | values(config, given, sets)
+        announce(str(settings["space"]))
+        found = run(
+            str(settings["space"]),
+            str(settings["task"]),
+            Settings(architectures, epochs, repeats, threshold),
+            out=out,
+            config=settings,
+            progress=progress,
+            stop=stop,
+        )
+    say(json.dumps(found.to_dict()) if as_json else "\n".join(found.lines()))
+
+
+# -- what a job tells -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def stoppable(*, quiet: bool, plain: bool) -> Iterator[tuple[Progress, StopRequest]]:
+    """Progress and signals of a command that can be stopped; of several ranks only rank 0 speaks.
+
+    quiet, plain: as `nas.show.progress.reporter` takes them.
+    """
+    from nas.errors import Stopped
+    from nas.show.progress import Silent, reporter
+
+    with StopRequest() as stop:
+        try:
+            with nullcontext(Silent()) if follows() else reporter(plain=plain, quiet=quiet) as progress:
+                yield progress, stop
+        except Stopped as stopped:
+            if not follows():
+                say(f"{stopped}; the same command goes on from here", err=True)
+            raise typer.Exit(stop.exit_code) from stopped
 
 
 def teller(progress: Progress, *, yes: bool) -> Tell | None:
@@ -281,8 +206,8 @@ def teller(progress: Progress, *, yes: bool) -> Tell | None:
 
     None where $NAS_PREVIEW is off.
     """
-    from nas.budget.preview import HOUR_S
-    from nas.console import LiveProgress
+    from nas.run.budget import HOUR_S
+    from nas.show.progress import LiveProgress
 
     if os.environ.get(PREVIEW) == "off" or follows():
         return None
@@ -295,3 +220,53 @@ def teller(progress: Progress, *, yes: bool) -> Tell | None:
         return progress.ask("begin?") if isinstance(progress, LiveProgress) else True
 
     return tell
+
+
+def show(result: Result, *, as_json: bool) -> None:
+    """The result in a few lines, or as JSON; of several ranks only rank 0 shows it."""
+    if follows():
+        return
+    if not as_json:
+        say("\n".join(_lines(result)))
+        return
+    answer = {
+        "folder": str(result.folder),
+        "choices": result.space.choices(result.genotype),
+        "metrics": dict(result.metrics),
+        "failures": result.failures,
+    }
+    say(json.dumps(answer))
+
+
+def _lines(result: Result) -> Iterator[str]:
+    m = defaultdict(lambda: math.nan, result.metrics)
+    if result.space.notation:
+        yield f"found        {result.space.notation.write(result.genotype)}"
+    else:
+        asked = result.space.asked(result.genotype)
+        yield f"found        {', '.join(f'{name} {option}' for name, option in asked.items())}"
+    problem = result.inputs.problem
+    value, *ends = (problem.text(m[f"{problem.test}{end}"]) for end in ("", "_low", "_high"))
+    yield f"test         {problem.words} {value} (95 % interval {' to '.join(ends)}), measured once"
+    yield (
+        f"network      {m['params']:,.0f} parameters, {m['macs']:,.0f} multiply-accumulates, "
+        f"{m['latency_ms']:.2f} ms an image"
+    )
+    rivals = [
+        f"{words} {problem.text(m[f'{name}_{problem.val}'])}"
+        + (f" (p = {m[f'{name}_p']:.2g})" if f"{name}_p" in m else "")
+        for name, words in RIVALS.items()
+        if f"{name}_{problem.val}" in m
+    ]
+    if rivals and (first := f"first_{problem.val}") in m:
+        yield f"baselines    first choice {problem.text(m[first])} on validation, {', '.join(rivals)}"
+    failed, idle = result.failures, result.metrics.get("chance_trials", 0)
+    if failed or idle:
+        kinds = ", ".join(f"{number} {reason}" for reason, number in failed.items())
+        troubles = [f"{sum(failed.values())} failed ({kinds})"] if failed else []
+        troubles += [f"{idle:.0f} no better than guessing"] if idle else []
+        yield f"trials       {m['trials']:,.0f}, {', '.join(troubles)}"
+    yield f"model        {result.folder / 'model.safetensors'}"
+    if (result.folder / "cells.png").exists():
+        yield f"pictures     {result.folder / 'cells.png'}"
+    yield from (f"             {result.folder / name}" for name in FILES if (result.folder / name).exists())

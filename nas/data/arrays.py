@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -45,7 +48,7 @@ class Source:
 
 
 def image_tensor(x: Array, *, who: str) -> Array:
-    """Images [N, H, W] or [N, H, W, C] as a contiguous [N, C, H, W] of uint8 or finite float32.
+    """Images [N, H, W] or [N, H, W, C] as a new array [N, C, H, W] of uint8 or finite float32.
 
     Integers of any width are taken as uint8 when all lie in 0..255; floats keep their scale.
     """
@@ -56,7 +59,7 @@ def image_tensor(x: Array, *, who: str) -> Array:
         raise DataError(f"{who} is empty: its shape is {x.shape}; give it images")
     if x.ndim == 3:
         x = x[..., None]
-    return np.ascontiguousarray(_pixels(x, who=who).transpose(0, 3, 1, 2))
+    return np.array(_pixels(x, who=who).transpose(0, 3, 1, 2), order="C")
 
 
 def _pixels(x: Array, *, who: str) -> Array:
@@ -91,22 +94,20 @@ def encode_labels(
 
     y: whole numbers 0..C-1, or class names. Without `classes`, names are sorted and numbers name themselves.
     """
-    if y.ndim != 1:
-        hints = ("; use y.ravel()", "; of one-hot rows use y.argmax(1)") if y.ndim == 2 else ("", "")
-        hint = hints[y.size != len(y)]
+    if y.ndim != 1 or not len(y):
+        hint = "; of one-hot rows use y.argmax(1), of a column y.ravel()" if y.ndim == 2 else ""
         raise DataError(f"{who} has shape {y.shape}, but must be [N], one label for each image{hint}")
-    if not len(y):
-        raise DataError(f"{who} is empty; give one label for each image")
     if classes is not None and len(set(classes)) != len(classes):
         raise DataError(f"{who}: the class names {', '.join(classes)} are not all different; rename one")
     if y.dtype.kind in "US":
         return _from_names(y.astype(str), who=who, classes=classes)
     numbers = _whole_numbers(y, who=who)
     names = tuple(classes) if classes is not None else tuple(map(str, range(len(np.unique(numbers)))))
-    outside = numbers[(numbers < 0) | (numbers >= len(names))]
-    if len(outside):
+    outside = (numbers < 0) | (numbers >= len(names))
+    if outside.any():
+        values = ", ".join(map(str, np.unique(numbers[outside])[:5]))
         raise DataError(
-            f"{who}: {len(outside)} of {len(y)} labels are outside 0..{len(names) - 1} ({_tally(outside)}); "
+            f"{who}: {int(outside.sum())} of {len(y)} labels are outside 0..{len(names) - 1} (as {values}); "
             "number the classes from 0 without gaps, or use class names as labels"
         )
     return numbers, names
@@ -133,19 +134,12 @@ def _whole_numbers(y: Array, *, who: str) -> Labels:
     bad = ~(np.isfinite(y) & (np.floor(y) == y) & (np.abs(y) < _LARGEST_WHOLE_FLOAT))
     if bad.any():
         first = int(bad.argmax())
+        words = "NaN" if np.isnan(y[first]) else str(y[first])
         raise DataError(
-            f"{who}: {int(bad.sum())} of {len(y)} labels are not whole numbers "
-            f"({int(np.isnan(y).sum())} are NaN; the first is {y[first]} at index {first}); "
-            "number the classes from 0"
+            f"{who}: {int(bad.sum())} of {len(y)} labels are not whole numbers, the first at {first} is "
+            f"{words}; number the classes from 0"
         )
     return y.astype(np.int64)
-
-
-def _tally(numbers: Labels, *, most: int = 5) -> str:
-    """Values with their counts, e.g. `-1: 2, 12: 1`."""
-    values, counts = np.unique(numbers, return_counts=True)
-    text = ", ".join(f"{value}: {count}" for value, count in zip(values[:most], counts[:most], strict=True))
-    return text if len(values) <= most else f"{text}, and {len(values) - most} more values"
 
 
 def as_numpy(values: Array | Tensor | Sequence[Any], *, who: str = "arrays") -> Array:
@@ -187,3 +181,22 @@ def images_as_numpy(x: Array | Tensor | Sequence[Any], *, who: str) -> Array:
             "[N, C, H, W]; use x.permute(0, 3, 1, 2) or pass a numpy array"
         )
     return as_numpy(x.permute(0, 2, 3, 1), who=who)
+
+
+_PART = 4096  # images that are resized at a time
+
+
+def shrunk(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images [N, C, H, W] at another size, same type, a part at a time to keep the float copy small."""
+    parts = [F.interpolate(part.float(), size, mode="area") for part in torch.split(x, _PART)]
+    return torch.cat([part.round().to(x.dtype) if x.dtype == torch.uint8 else part for part in parts])
+
+
+def usual_padding(side: int) -> int:
+    """4 from 32 pixels on, as usual for CIFAR; less for smaller images: 2 at 28, 1 at 8."""
+    return 4 if side >= 32 else max(1, side // 12)
+
+
+def digest(image: Array) -> bytes:
+    """What stands for an image's pixels, 16 bytes."""
+    return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()

@@ -1,24 +1,27 @@
-"""Readers of image data: each turns what lies on disk into a `Source`; nothing is ever downloaded."""
+"""Readers of image data: each turns what lies on disk, or in a data set, into a `Source`; none downloads."""
 
 from __future__ import annotations
 
 import math
 import os
 import re
+import sys
+import warnings
 import zipfile
-from collections.abc import Callable
-from importlib.util import find_spec
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib.metadata import distribution
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+from torch import Tensor
 
-from nas.data.arrays import Array, Source, channels_last
-from nas.data.imagefolder import read_folder
-from nas.data.unpacking import load_arrays, read_bounded
-from nas.errors import ConfigError, DataError, unknown
-from nas.files.paths import exists, is_file
-from nas.text import printable
+from nas.data.arrays import Array, Source, as_numpy, channels_last
+from nas.data.decode import DEEP, GREY, SUFFIXES, fitted, load_arrays, open_image, pil_pixels, read_bounded
+from nas.errors import ConfigError, DataError, foreign_code, printable, unknown
+from nas.files.folder import exists, is_file, is_folder
 
 _FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -35,9 +38,10 @@ _MAX_IDX = 64 << 20
 """Bytes of one file, unpacked; the largest of Fashion-MNIST has 47 million."""
 _CIFAR_SHAPE = (3, 32, 32)
 _NPZ_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+_HOW_TO_SAVE = "write it with np.savez(path, x_train=..., y_train=...) from arrays of numbers or strings"
 _SIZED = re.compile(r"(.+)@([0-9]{1,9})(?:x([0-9]{1,9}))?")
 _LARGEST_SIDE = 4096
-_HOW_TO_SAVE = "write it with np.savez(path, x_train=..., y_train=...) from arrays of numbers or strings"
+_LARGEST_CORRUPT_SHARE = 0.01
 
 
 def read(name: str, *, lenient: bool = False) -> Source:
@@ -47,24 +51,22 @@ def read(name: str, *, lenient: bool = False) -> Source:
 
     lenient: whether any number of images of a folder may be unusable, see `read_folder`.
     """
-    kind, colon, path = name.partition(":")
-    if colon and kind in _BY_PATH:
-        if not path:
-            raise ConfigError(f"task {name!r} names no path; write {kind}:PATH")
-        return _folder(path, lenient=lenient) if kind == "folder" else _BY_PATH[kind](_expanded(path))
-    if name not in _BY_NAME:
-        if exists(_expanded(name)):
-            kind = "npz" if is_file(_expanded(name)) else "folder"
-            raise ConfigError(
-                f"no task {printable(name)!r}, but there is such a path; write {kind}:{printable(name)}"
-            )
-        raise ConfigError(unknown("task", name, [*_BY_NAME, *(f"{kind}:PATH" for kind in _BY_PATH)]))
-    return _BY_NAME[name]()
+    if name in _BY_NAME:
+        return _BY_NAME[name]()
+    kind, _, path = name.partition(":")
+    try:
+        if kind == "npz" and path:
+            return npz(Path(path).expanduser())
+        if kind == "folder" and path:
+            return _sized_folder(path, lenient=lenient)
+    except RuntimeError as error:
+        raise ConfigError(f"task {name!r}: {error}") from error  # `~` of nobody
+    raise ConfigError(unknown("task", name, [*_BY_NAME, "npz:PATH", "folder:PATH"]))
 
 
-def _folder(path: str, *, lenient: bool) -> Source:
+def _sized_folder(path: str, *, lenient: bool) -> Source:
     """A folder of images; a size behind its name counts where no folder has that whole name."""
-    match, place = _SIZED.fullmatch(path), _expanded(path)
+    match, place = _SIZED.fullmatch(path), Path(path).expanduser()
     if match is None or exists(place):
         return read_folder(place, lenient=lenient)
     width, height = int(match[2]), int(match[3] or match[2])
@@ -72,40 +74,22 @@ def _folder(path: str, *, lenient: bool) -> Source:
         raise ConfigError(
             f"task 'folder:{path}': images of {width}x{height} pixels; wanted sides from 1 to {_LARGEST_SIDE}"
         )
-    return read_folder(_expanded(match[1]), size=(width, height), lenient=lenient)
+    return read_folder(Path(match[1]).expanduser(), size=(width, height), lenient=lenient)
 
 
-def _expanded(path: str) -> Path:
-    """The path with the home folder in place of `~`."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise ConfigError(
-            f"task path {path!r} begins with the home folder of a user who is unknown"
-        ) from error
+def _data_roots() -> list[Path]:
+    """Where data is looked for, in order: $NAS_DATA, then ~/.cache/nas."""
+    chosen = os.environ.get("NAS_DATA")
+    return [*([Path(chosen).expanduser()] if chosen else []), Path("~/.cache/nas").expanduser()]
 
 
 def digits() -> Source:
     """The 1,797 handwritten digits of 8x8 that come with scikit-learn; they have no official test part."""
-    pixels, labels = _digits()
-    pixels = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    return Source(pixels, labels, classes=tuple("0123456789"))
-
-
-def _digits() -> tuple[Array, Array]:
-    """Pixels `[1797, 64]` in [0, 16] and labels, from scikit-learn's file: its import takes most of a second.
-
-    Every worker would wait for that. Where the file lies elsewhere, scikit-learn is asked for it.
-    """
-    package = find_spec("sklearn")
-    for folder in (package and package.submodule_search_locations) or ():
-        if is_file(file := Path(folder, "datasets", "data", "digits.csv.gz")):
-            rows = np.loadtxt(file, delimiter=",")
-            return rows[:, :-1], rows[:, -1].astype(np.int64)
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
-    return pixels, labels
+    # Not by sklearn.datasets, whose import takes most of a second in each process.
+    file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
+    rows = np.loadtxt(str(file), delimiter=",")
+    pixels = np.rint(rows[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    return Source(pixels, rows[:, -1].astype(np.int64), classes=tuple("0123456789"))
 
 
 def fashion_mnist() -> Source:
@@ -113,7 +97,8 @@ def fashion_mnist() -> Source:
     places = [place for root in _data_roots() for place in (root, root / "fashion-mnist")]
     places.append(_FASHION_SYSTEM_FOLDER)
     for place in places:
-        files = [path for name in _FASHION_FILES if (path := _plain_or_gzipped(place / name))]
+        both = [(place / name, place / f"{name}.gz") for name in _FASHION_FILES]
+        files = [file for pair in both if (file := next(filter(is_file, pair), None))]
         if len(files) == len(_FASHION_FILES):
             x_train, y_train, x_test, y_test = map(read_idx, files)
             return Source(x_train, y_train, x_test, y_test, classes=_FASHION_CLASSES)
@@ -125,25 +110,66 @@ def fashion_mnist() -> Source:
     )
 
 
+def read_idx(path: Path) -> Array:
+    """An array of unsigned bytes from an IDX file, gzipped when its name ends in .gz.
+
+    The format: two zero bytes, the type code, the number of axes, each size as a big-endian uint32, the data.
+    """
+    try:
+        data = read_bounded(path, max_bytes=_MAX_IDX)
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read ({error}); get this file again") from error
+    axes = data[3] if len(data) > 3 else 0
+    header = 4 + 4 * axes
+    sound = data[:3] == bytes((0, 0, _IDX_UNSIGNED_BYTE)) and axes and len(data) >= header
+    shape = tuple(map(int, np.frombuffer(data, ">u4", count=axes, offset=4))) if sound else ()
+    if not sound or len(data) - header != math.prod(shape):
+        raise DataError(
+            f"{path} is no whole IDX file of bytes: it begins with {data[:4].hex() or 'nothing'} and has "
+            f"{len(data)} bytes, whose shape would be {shape}; get this file again"
+        )
+    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+
+
 def cifar10() -> Source:
     """CIFAR-10 (Krizhevsky 2009), 50,000 + 10,000 images of 3x32x32, from its binary version."""
-    place = _data_folder("cifar-10-batches-bin")
-    if place is None:
-        return _from_torchvision("CIFAR10", folder="cifar-10-batches-bin", archive="cifar-10-binary.tar.gz")
-    train = [_read_cifar(place / f"data_batch_{batch}.bin", label_bytes=1) for batch in range(1, 6)]
-    x_train, y_train = (np.concatenate(part) for part in zip(*train, strict=True))
-    test = _read_cifar(place / "test_batch.bin", label_bytes=1)
-    return Source(x_train, y_train, *test, classes=_lines(place / "batches.meta.txt"), flip=True)
+    batches = [f"data_batch_{number}.bin" for number in range(1, 6)]
+    return _cifar("cifar-10-batches-bin", batches, "test_batch.bin", "batches.meta.txt", label_bytes=1)
 
 
 def cifar100() -> Source:
     """CIFAR-100 (Krizhevsky 2009) with its 100 fine labels, from its binary version."""
-    place = _data_folder("cifar-100-binary")
+    return _cifar("cifar-100-binary", ["train.bin"], "test.bin", "fine_label_names.txt", label_bytes=2)
+
+
+def _cifar(folder: str, train: Sequence[str], test: str, names: str, *, label_bytes: int) -> Source:
+    """CIFAR with its images in the files `train` and `test`, its class names in `names`.
+
+    label_bytes: those before each image; the last one counts.
+    """
+    folders = [root / folder for root in _data_roots()]
+    place = next(filter(is_folder, folders), None)
     if place is None:
-        return _from_torchvision("CIFAR100", folder="cifar-100-binary", archive="cifar-100-binary.tar.gz")
-    train = _read_cifar(place / "train.bin", label_bytes=2)
-    test = _read_cifar(place / "test.bin", label_bytes=2)
-    return Source(*train, *test, classes=_lines(place / "fine_label_names.txt"), flip=True)
+        name = "-".join(folder.split("-")[:2])
+        raise DataError(
+            f"{name.replace('-', '')}: no folder {' or '.join(map(str, folders))}; get {name}-binary.tar.gz "
+            "from https://www.cs.toronto.edu/~kriz/cifar.html on a connected machine and unpack it there, or "
+            "set NAS_DATA to the folder where it is; for a copy of torchvision's, use nas.task_from_datasets"
+        )
+    record, parts = label_bytes + math.prod(_CIFAR_SHAPE), []
+    try:
+        classes = tuple((place / names).read_text(encoding="utf-8").split())
+        for file in (*train, test):
+            data = np.fromfile(place / file, np.uint8)
+            if not len(data) or len(data) % record:
+                raise ValueError(f"{file} has {len(data)} bytes, which are no records of {record} bytes")
+            parts.append(data.reshape(-1, record))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{place} cannot be read ({error}); unpack the archive again") from error
+    images = [p[:, label_bytes:].reshape(-1, *_CIFAR_SHAPE).transpose(0, 2, 3, 1) for p in parts]
+    labels = [p[:, label_bytes - 1] for p in parts]
+    x_train, y_train = np.concatenate(images[:-1]), np.concatenate(labels[:-1])
+    return Source(x_train, y_train, images[-1], labels[-1], classes=classes, flip=True)
 
 
 def npz(path: Path) -> Source:
@@ -166,90 +192,173 @@ def npz(path: Path) -> Source:
     return Source(x_train, y_train, x_test, y_test)
 
 
-def read_idx(path: Path) -> Array:
-    """An array of unsigned bytes from an IDX file, gzipped when its name ends in .gz.
+def read_folder(root: Path, *, size: tuple[int, int] | None = None, lenient: bool = False) -> Source:
+    """Reads PATH/CLASS/IMAGE, or PATH/train/CLASS/IMAGE and PATH/test/CLASS/IMAGE, with Pillow.
 
-    The format: two zero bytes, the type code, the number of axes, each size as a big-endian uint32, the data.
+    Up to 1 % of the images may be corrupt: they are left out and listed in `Source.skipped`.
+
+    size: (width, height) that all images are stretched to, turned upright as their EXIF data say, and made
+        colour where any of them is; without it all must have one size and colour mode.
+    lenient: leave out and list any number of them, and all images that differ from most in size or channels.
     """
+    if not is_folder(root):
+        sized = "; a size to stretch images to is written as @64 or @64x48" if "@" in root.name else ""
+        raise DataError(f"folder:{root}: no such folder (looked from {Path.cwd()}){sized}")
     try:
-        data = read_bounded(path, max_bytes=_MAX_IDX)
-    except ValueError as error:
-        raise DataError(f"{path} cannot be read ({error}); get this file again") from error
-    axes = data[3] if len(data) > 3 else 0
-    header = 4 + 4 * axes
-    if data[:3] != bytes((0, 0, _IDX_UNSIGNED_BYTE)) or not axes or len(data) < header:
-        raise DataError(
-            f"{path} begins with {data[:4].hex() or 'nothing'}, but an IDX file of bytes begins with 000008 "
-            "and its number of axes; get this file again"
-        )
-    shape = tuple(map(int, np.frombuffer(data, ">u4", count=axes, offset=4)))
-    if len(data) - header != math.prod(shape):
-        raise DataError(
-            f"{path} holds {len(data) - header} bytes of data, but its header says {math.prod(shape)} "
-            f"({'x'.join(map(str, shape))}); get this file again"
-        )
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
-
-
-def _read_cifar(path: Path, *, label_bytes: int) -> tuple[Array, Array]:
-    """Images [N, 32, 32, 3] and the last of the `label_bytes` labels before each image."""
-    record = label_bytes + math.prod(_CIFAR_SHAPE)
-    try:
-        data = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error}); unpack the archive again") from error
-    if not len(data) or len(data) % record:
-        raise DataError(
-            f"{path} has {len(data)} bytes, but must have a whole number of records of {record} bytes; "
-            "unpack the archive again"
-        )
-    records = data.reshape(-1, record)
-    images = records[:, label_bytes:].reshape(-1, *_CIFAR_SHAPE)
-    return images.transpose(0, 2, 3, 1), records[:, label_bytes - 1]
-
-
-def _from_torchvision(kind: Literal["CIFAR10", "CIFAR100"], *, folder: str, archive: str) -> Source:
-    """The same data by torchvision, from a copy that it has downloaded before."""
-    places = _data_roots()
-    advice = (
-        f"{kind.lower()}: no folder {folder} in {', '.join(map(str, places))}; get {archive} from "
-        "https://www.cs.toronto.edu/~kriz/cifar.html on a connected machine and unpack it in one of these "
-        "folders, or set NAS_DATA to the folder where it is"
-    )
-    try:
-        from torchvision import datasets
+        import PIL.Image  # noqa: F401
     except ImportError as error:
-        raise DataError(advice) from error
-    load = datasets.CIFAR10 if kind == "CIFAR10" else datasets.CIFAR100
-    for place in places:
-        try:
-            train, test = (load(str(place), train=part, download=False) for part in (True, False))
-        except RuntimeError:  # torchvision's way to say that the data is not in this folder
-            continue
-        labels = np.asarray(train.targets), np.asarray(test.targets)
-        return Source(train.data, labels[0], test.data, labels[1], classes=tuple(train.classes), flip=True)
-    raise DataError(advice)
+        raise DataError(
+            f"folder:{root} needs Pillow to read images; install it with: pip install 'nas-engine[vision]'"
+        ) from error
+    places = [place for place in (root / "train", root / "test") if place.is_dir()]
+    if not (root / "train").is_dir():  # these are classes of their own
+        places = [root]
+    into = None if size is None else (_channels(root), size[1], size[0])
+    found, skipped = list[_Image](), list[str]()
+    for part, place in enumerate(places):
+        for folder in _class_folders(place):
+            for file in _images(folder):
+                name = file.relative_to(root).as_posix()
+                try:
+                    found.append(_Image(part, name, folder.name, _pixels_of(file, into)))
+                except (OSError, ValueError) as error:
+                    skipped.append(f"{name}: {error}")
+    if not found or (not lenient and len(skipped) > _LARGEST_CORRUPT_SHARE * (len(found) + len(skipped))):
+        raise DataError(
+            f"folder:{root}: {len(skipped)} of {len(found) + len(skipped)} images cannot be read, "
+            f"but at most {_LARGEST_CORRUPT_SHARE:.0%} may be ({'; '.join(skipped[:3])}); "
+            "repair or remove them"
+        )
+    found = _of_one_shape(root, found, skipped, lenient=lenient)
+    parts = [[image for image in found if image.part == part] for part in range(len(places))]
+    arrays = [(np.array([i.pixels for i in own]), np.array([i.label for i in own])) for own in parts]
+    (x_train, y_train), (x_test, y_test) = arrays[0], (arrays[1] if len(arrays) > 1 else (None, None))
+    return Source(
+        x_train,
+        y_train,
+        x_test,
+        y_test,
+        classes=tuple(folder.name for folder in _class_folders(places[0])),
+        skipped=tuple(sorted(skipped)),
+        files=tuple(image.file for image in found),
+    )
 
 
-def _data_roots() -> list[Path]:
-    """Where data is looked for, in order: $NAS_DATA, then ~/.cache/nas."""
-    chosen = os.environ.get("NAS_DATA")
-    return [*([Path(chosen).expanduser()] if chosen else []), Path("~/.cache/nas").expanduser()]
+class _Image(NamedTuple):
+    """An image of a folder. part: 0 for training, 1 for test. file: relative to the whole folder."""
+
+    part: int
+    file: str
+    label: str
+    pixels: Array
 
 
-def _data_folder(name: str) -> Path | None:
-    return next((root / name for root in _data_roots() if (root / name).is_dir()), None)
+def _pixels_of(file: Path, into: tuple[int, int, int] | None) -> Array:
+    if not file.is_file():  # a pipe would never end
+        raise ValueError("not a regular file")
+    if into is not None:  # as `nas predict` does for a network of this shape
+        pixels = fitted(file.read_bytes(), into)
+        return pixels[0] if into[0] == 1 else pixels.transpose(1, 2, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # odd metadata beside good pixels
+        with open_image(file) as image:
+            return pil_pixels(image)
 
 
-def _plain_or_gzipped(path: Path) -> Path | None:
-    return next((file for file in (path, path.with_name(f"{path.name}.gz")) if file.is_file()), None)
+def _channels(root: Path) -> int:
+    """1 where no image has colours, else 3; only their heads are read."""
+    for file in _images(root):
+        with suppress(ValueError), open_image(file) as image:
+            if image.mode not in GREY | DEEP:
+                return 3
+    return 1
 
 
-def _lines(path: Path) -> tuple[str, ...]:
-    try:
-        return tuple(path.read_text(encoding="utf-8").split())
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read ({error}); unpack the archive again") from error
+def _of_one_shape(root: Path, found: list[_Image], skipped: list[str], *, lenient: bool) -> list[_Image]:
+    """The images that have the size and channels of most, where they need not all have."""
+    usual = Counter(image.pixels.shape for image in found).most_common(1)[0][0]
+    right = [image for image in found if image.pixels.shape == usual]
+    odd = [(image.file, _size(image.pixels.shape)) for image in found if image.pixels.shape != usual]
+    if odd and not lenient:
+        raise DataError(
+            f"folder:{root}: images differ in size or channels: {right[0].file} is {_size(usual)}, "
+            f"{odd[0][0]} is {odd[0][1]}; bring all to one size and colour mode, or stretch them as "
+            f"folder:{root}@32"
+        )
+    skipped += [f"{file}: it is {size}, but most are {_size(usual)}" for file, size in odd]
+    return right
+
+
+def _images(folder: Path) -> list[Path]:
+    found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    if not found:
+        raise DataError(
+            f"folder:{folder} has no images ({', '.join(sorted(SUFFIXES))}); add some or remove the folder"
+        )
+    return found
+
+
+def _class_folders(path: Path) -> list[Path]:
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not folders:
+        raise DataError(f"folder:{path} has no sub-folders; put the images of each class into one of its own")
+    return folders
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    """The size as people say it: width x height, then the channels."""
+    height, width, *channels = shape
+    return f"{width}x{height} {'colour' if channels else 'grey'}"
+
+
+@runtime_checkable
+class MapDataset(Protocol):
+    """A map-style data set of (image, label), read by index from 0."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> object: ...
+
+
+def collect(dataset: MapDataset, *, who: str) -> tuple[Array, Array]:
+    """All images [N, H, W] or [N, H, W, C] and labels [N], read once in order."""
+    if not isinstance(dataset, MapDataset):
+        raise DataError(
+            f"{who} is a {type(dataset).__name__}, wanted a data set with a length that is read by index; of "
+            "a DataLoader give its `dataset`, of what can only be gone through, `list(...)` of it"
+        )
+    images: list[Array] = []
+    labels: list[object] = []
+    for index in range(len(dataset)):
+        with foreign_code(f"{who}: item {index} cannot be read", DataError):
+            item = dataset[index]
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise DataError(f"{who}: item {index} is a {type(item).__name__}, but must be (image, label)")
+        pixels = _image_array(item[0], who=f"{who}: item {index}")
+        if images and pixels.shape != images[0].shape:
+            raise DataError(
+                f"{who}: images differ in size or channels: item 0 is {images[0].shape}, item {index} is "
+                f"{pixels.shape}; bring all to one [H, W] or [H, W, C]"
+            )
+        images.append(pixels)
+        labels.append(as_numpy(item[1]) if isinstance(item[1], Tensor) else item[1])
+    if not images:
+        raise DataError(f"{who} is empty; give at least two images of each class")
+    return np.array(images), np.array(labels)
+
+
+def _image_array(image: object, *, who: str) -> Array:
+    if isinstance(image, Tensor):
+        return as_numpy(image.permute(1, 2, 0) if image.ndim == 3 else image)
+    if isinstance(image, np.ndarray):
+        channels_last(image[None], who=who)
+        return image
+    pillow = sys.modules.get("PIL.Image")  # whoever made a Pillow image has loaded Pillow
+    if pillow is not None and isinstance(image, pillow.Image):
+        return pil_pixels(image)
+    raise DataError(
+        f"{who} has a {type(image).__name__} as image, but must have a Pillow image, an array or a tensor"
+    )
 
 
 _BY_NAME: dict[str, Callable[[], Source]] = {
@@ -258,4 +367,3 @@ _BY_NAME: dict[str, Callable[[], Source]] = {
     "cifar10": cifar10,
     "cifar100": cifar100,
 }
-_BY_PATH: dict[str, Callable[[Path], Source]] = {"npz": npz, "folder": read_folder}

@@ -2,7 +2,7 @@
 
 A method of one's own is made the same way: `Method("mine", relaxation=Dirichlet(),
 regularizers=(BetaDecay(),))`. What depends on the benchmark and not on the method (epochs, batch, learning
-rate of the weights) is in `nas.job.presets`.
+rate of the weights) is in `nas.run.presets`.
 
 Deviations of all: what is annealed (temperatures, radii, weights of penalties) follows the step, in the codes
 the epoch; an epoch leaves out a last partial batch, so that all steps are alike and one graph can hold them.
@@ -10,18 +10,127 @@ the epoch; an epoch leaves out a last partial batch, so that all steps are alike
 
 from __future__ import annotations
 
-import inspect
+import dataclasses
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any, Literal
 
-from nas.errors import FAULTS, ConfigError, NasError, describe, staying, unknown
-from nas.oneshot.freezing import Freezing
-from nas.oneshot.method import Method
-from nas.oneshot.perturbations import AdversarialPerturbation, RandomPerturbation
-from nas.oneshot.regularizers import BetaDecay, PullBack, ZeroOne
-from nas.oneshot.relaxations import Dirichlet, GumbelHard, GumbelSoft, Sigmoid, Uniform
-from nas.oneshot.stages import OneByOne, Progressive, Whole
-from nas.oneshot.updates import Adam, ExponentiatedGradient
+from nas.errors import ConfigError
+from nas.oneshot.alpha_optimizer import Adam, ExponentiatedGradient, Update
+from nas.oneshot.darts_pt import ByPerturbation
+from nas.oneshot.early_stopping import Guards
+from nas.oneshot.oles import Freezing
+from nas.oneshot.progressive import Progressive, PruneOneByOne, SingleStage, StageSchedule
+from nas.oneshot.regularizers import BetaDecay, L2Anchor, Regularizer, ZeroOne
+from nas.oneshot.relaxations import (
+    AdversarialPerturbation,
+    Dirichlet,
+    GumbelHard,
+    GumbelSoft,
+    Perturbation,
+    RandomPerturbation,
+    Relaxation,
+    Sigmoid,
+    Softmax,
+    Uniform,
+)
+from nas.training.recipe import DARTS_SEARCH, Recipe
+
+
+@dataclass(frozen=True)
+class Method:
+    """A differentiable search; the defaults are DARTS of first order (Liu et al., ICLR 2019) as published.
+
+    name: what it is called in records and messages.
+    weights: recipe of the shared weights, whose epochs are the search's.
+    relaxation: alphas to mixture weights.
+    order: 1 takes the weights as they are in the alphas' gradient, 2 unrolls one step of theirs, 0 does not
+      move the alphas by gradients at all.
+    update: how the alphas move.
+    warmup: share of every stage's epochs in which only the weights are trained.
+    edge_norm: whether the edges into a node are weighed against each other.
+    perturbation: of the mixture that the weights are trained under.
+    regularizers: what is added to the alphas' loss.
+    staging: when options drop out, and how the supernet changes then.
+    freezing: when single operations stop learning.
+    selection: how the final architecture is chosen; by the alphas unless given.
+    skip_cap: at most so many identities in a cell of the final architecture, where there are no guards, whose
+      own cap counts else; any number when None.
+    guards: what is done against collapse; nothing when None.
+    checkpointing: keep the inputs of cells only and compute the rest again in the backward pass.
+    """
+
+    name: str = "darts"
+    weights: Recipe = DARTS_SEARCH
+    relaxation: Relaxation = Softmax()  # noqa: RUF009 - a frozen value
+    order: Literal[0, 1, 2] = 1
+    update: Update = Adam()  # noqa: RUF009
+    warmup: float = 0.0
+    edge_norm: bool = False
+    perturbation: Perturbation | None = None
+    regularizers: tuple[Regularizer, ...] = ()
+    staging: StageSchedule = SingleStage()  # noqa: RUF009
+    freezing: Freezing | None = None
+    selection: ByPerturbation | None = None
+    skip_cap: int | None = None
+    guards: Guards | None = None
+    checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.order not in (0, 1, 2):
+            raise ConfigError(f"{self.name}: order is {self.order!r}, but must be 0, 1 or 2")
+        for name in ("ema", "auxiliary"):
+            if getattr(self.weights, name):
+                raise ConfigError(
+                    f"{self.name}: {name} of the weights is {getattr(self.weights, name)}, but a supernet is "
+                    "searched with its weights as they are and without auxiliary heads; set it to 0"
+                )
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(f"{self.name}: warmup is {self.warmup}, but must be a share in [0, 1)")
+        if self.skip_cap is not None and self.skip_cap < 0:
+            raise ConfigError(f"{self.name}: skip_cap is {self.skip_cap}, but must be at least 0")
+        if self.relaxation.samples_one_path and (self.perturbation is not None or self.update.on_simplex):
+            raise ConfigError(
+                f"{self.name}: {type(self.relaxation).__name__} runs one option at a time, whose mixture can "
+                "neither be perturbed nor moved on the simplex; choose another relaxation"
+            )
+        if self.update.on_simplex and type(self.relaxation) is not Softmax:
+            raise ConfigError(
+                f"{self.name}: an exponentiated gradient moves the softmax of the alphas, so the relaxation "
+                f"must be Softmax, not {type(self.relaxation).__name__}"
+            )
+        if self.order == 0 and (self.regularizers or self.freezing is not None):
+            raise ConfigError(
+                f"{self.name}: order is 0, so that the alphas have no loss; remove regularizers and freezing"
+            )
+        if self.freezing is not None and (self.order == 2 or self.relaxation.samples_one_path):
+            raise ConfigError(
+                f"{self.name}: freezing compares the training and validation gradients of all operations at "
+                "the same weights, so it needs order 1 and a relaxation that runs all of them"
+            )
+
+    @property
+    def identities(self) -> int | None:
+        """At most so many identities in a cell of the final architecture; any number when None."""
+        return self.skip_cap if self.guards is None else self.guards.skip_cap
+
+    @property
+    def learns_alphas(self) -> bool:
+        """Whether gradients move the alphas."""
+        return self.order > 0
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values for JSON: every part by the name of its class with its settings."""
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        kept = {k: _plain(v) for k, v in fields.items() if isinstance(v, int | float | str | tuple)}
+        return {"part": type(value).__name__, **kept}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def darts() -> Method:
@@ -67,7 +176,7 @@ def drnas(
         "drnas",
         relaxation=Dirichlet(),
         update=Adam(alpha_lr, weight_decay=0.0),
-        regularizers=(PullBack(pull),),
+        regularizers=(L2Anchor(pull),),
         staging=Progressive(keep=(1.0, 0.6), parts=(first_parts, last_parts)),
         warmup=warmup,
     )
@@ -75,7 +184,7 @@ def drnas(
 
 def pcdarts(*, parts: int = 4) -> Method:
     """PC-DARTS (Xu et al., ICLR 2020): 1/`parts` of the channels, weighed edges, alphas after 15 epochs."""
-    return Method("pcdarts", update=Adam(6e-4), staging=Whole(parts), edge_norm=True, warmup=0.3)
+    return Method("pcdarts", update=Adam(6e-4), staging=SingleStage(parts), edge_norm=True, warmup=0.3)
 
 
 def sdarts_rs(*, start: float = 0.03, end: float = 0.3) -> Method:
@@ -117,7 +226,7 @@ def gaea(*, parts: int = 4) -> Method:
     not exactly. In NAS-Bench-201, where the paper has all channels, the weights' cosine ends with the search
     and `none` competes, where the code plans 50 epochs, stops after 25, and leaves `none` out.
     """
-    return Method("gaea", update=ExponentiatedGradient(0.1), staging=Whole(parts), edge_norm=parts > 1)
+    return Method("gaea", update=ExponentiatedGradient(0.1), staging=SingleStage(parts), edge_norm=parts > 1)
 
 
 def oles(*, steps: int = 20, threshold: float = 0.4) -> Method:
@@ -132,7 +241,7 @@ def is_darts(*, every: float = 1 / 15) -> Method:
     weights and information come from the training split, in the code from all training images; in the DARTS
     space a mixture's pools are normalised, as in the code of DARTS, and there not.
     """
-    return Method("is-darts", relaxation=Uniform(), order=0, staging=OneByOne(every))
+    return Method("is-darts", relaxation=Uniform(), order=0, staging=PruneOneByOne(every))
 
 
 def pdarts() -> Method:
@@ -171,40 +280,3 @@ METHODS: Mapping[str, Callable[..., Method]] = MappingProxyType(
     }
 )
 """Every method by the name that a user types."""
-
-
-def make_method(name: str, make: Callable[..., object], settings: Mapping[str, object]) -> Method:
-    """The method that a function makes of keyword settings; numbers may be written as text.
-
-    Raises:
-        ConfigError: when it takes no such setting, fails, or returns something else.
-    """
-    known = inspect.signature(make).parameters
-    values = {}
-    for key, value in settings.items():
-        if key not in known:
-            raise ConfigError(f"method {name!r}: {unknown('setting', key, known)}")
-        values[key] = _as_default(value, known[key].default, f"method_settings.{key}")
-    try:
-        with staying():
-            method = make(**values)
-    except NasError:
-        raise
-    except FAULTS as error:
-        raise ConfigError(f"method {name!r} failed: {describe(error)}") from error
-    if not isinstance(method, Method):
-        raise ConfigError(f"method {name!r} returned {type(method).__name__}, wanted a nas.Method")
-    return method
-
-
-def _as_default(value: object, default: object, where: str) -> object:
-    """A number as the kind of number that the default is."""
-    if isinstance(default, bool) or not isinstance(default, int | float) or isinstance(value, bool):
-        return value
-    try:
-        number = float(str(value))
-    except ValueError as error:
-        raise ConfigError(f"{where} is {value!r}, but must be a number") from error
-    if isinstance(default, int) and not number.is_integer():
-        raise ConfigError(f"{where} is {value!r}, but must be a whole number")
-    return int(number) if isinstance(default, int) else number

@@ -1,7 +1,7 @@
 """Regularisers: what is added to the validation loss that the alphas descend.
 
-Each is a function of the alphas `[E, O]` (minus infinity where an option is out of the race), of the mixture
-weights `[E, O]` that they give, and of the progress of the search in [0, 1].
+Each is a function of the alphas `[D, O]` (minus infinity where an option is out of the race), of the mixture
+weights `[D, O]` that they give, and of the progress of the search in [0, 1].
 """
 
 from __future__ import annotations
@@ -9,16 +9,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nas.errors import ConfigError
 
-Rows = Sequence[Tensor]
 Progress = float | Tensor
 """A number, or a scalar on the alphas' device."""
 
@@ -27,19 +25,17 @@ Progress = float | Tensor
 class Regularizer(ABC):
     """A term of the alphas' loss, whose numbers are finite."""
 
+    reads_mixture: ClassVar[bool] = True
+    """Whether it depends on the mixture weights, and not on the alphas alone."""
+
     def __post_init__(self) -> None:
         for name in (own.name for own in dataclasses.fields(self)):
             value = getattr(self, name)
             if isinstance(value, int | float) and not math.isfinite(value):
                 raise ConfigError(f"{type(self).__name__}: {name} is {value}, but must be finite")
 
-    @property
-    def reads_mixture(self) -> bool:
-        """Whether it depends on the mixture weights, and not on the alphas alone."""
-        return True
-
     @abstractmethod
-    def __call__(self, alphas: Rows, weights: Rows, progress: Progress) -> Tensor:
+    def __call__(self, alphas: Tensor, weights: Tensor, progress: Progress) -> Tensor:
         """A scalar, smaller is better."""
 
 
@@ -52,14 +48,11 @@ class BetaDecay(Regularizer):
 
     end: float = 25.0
 
-    @property
-    def reads_mixture(self) -> bool:
-        """The alphas alone."""
-        return False
+    reads_mixture: ClassVar[bool] = False
 
-    def __call__(self, alphas: Rows, weights: Rows, progress: Progress) -> Tensor:  # noqa: ARG002
+    def __call__(self, alphas: Tensor, weights: Tensor, progress: Progress) -> Tensor:  # noqa: ARG002
         """λ times the mean smooth maximum."""
-        return self.end * progress * torch.cat([rows.logsumexp(-1) for rows in alphas]).mean()
+        return self.end * progress * alphas.logsumexp(-1).mean()
 
 
 @dataclass(frozen=True)
@@ -68,15 +61,14 @@ class ZeroOne(Regularizer):
 
     weight: float = 10.0
 
-    def __call__(self, alphas: Rows, weights: Rows, progress: Progress) -> Tensor:  # noqa: ARG002
+    def __call__(self, alphas: Tensor, weights: Tensor, progress: Progress) -> Tensor:  # noqa: ARG002
         """Between -w/4 and 0."""
-        alive = torch.cat([rows.flatten() for rows in alphas]) > -torch.inf
-        squares = (torch.cat([rows.flatten() for rows in weights]) - 0.5).square()
-        return -self.weight * torch.where(alive, squares, 0.0).sum() / alive.sum()
+        alive = alphas > -torch.inf
+        return -self.weight * torch.where(alive, (weights - 0.5).square(), 0.0).sum() / alive.sum()
 
 
 @dataclass(frozen=True)
-class PullBack(Regularizer):
+class L2Anchor(Regularizer):
     """DrNAS (Chen et al., ICLR 2021), §3.2: keeps the concentrations near 1, `scale / 2 · Σ α²`.
 
     At α = 0 the concentration elu(α) + 1 is 1, the uniform distribution over the simplex. Its gradient is
@@ -85,98 +77,11 @@ class PullBack(Regularizer):
 
     scale: float = 1e-3
 
-    @property
-    def reads_mixture(self) -> bool:
-        """The alphas alone."""
-        return False
+    reads_mixture: ClassVar[bool] = False
 
-    def __call__(self, alphas: Rows, weights: Rows, progress: Progress) -> Tensor:  # noqa: ARG002
+    def __call__(self, alphas: Tensor, weights: Tensor, progress: Progress) -> Tensor:  # noqa: ARG002
         """The squared distance."""
-        return self.scale / 2 * torch.stack([_finite(rows).square().sum() for rows in alphas]).sum()
-
-
-@dataclass(frozen=True)
-class DirichletKL(Regularizer):
-    """DrNAS, its other penalty: `scale · Σ over edges KL(Dir(elu(α) + 1) ‖ Dir(1))`."""
-
-    scale: float = 1e-3
-
-    @property
-    def reads_mixture(self) -> bool:
-        """The alphas alone."""
-        return False
-
-    def __call__(self, alphas: Rows, weights: Rows, progress: Progress) -> Tensor:  # noqa: ARG002
-        """The divergence, in nats."""
-        total = torch.stack([_divergence(rows).sum() for rows in alphas]).sum()
-        return self.scale * total
-
-
-@dataclass(frozen=True)
-class Entropy(Regularizer):
-    """The mean entropy of the mixtures, in nats, whose weight grows linearly from 0: decisions become sharp.
-
-    A negative `end` keeps them open instead.
-    """
-
-    end: float = 0.1
-
-    def __call__(self, alphas: Rows, weights: Rows, progress: Progress) -> Tensor:  # noqa: ARG002
-        """`end · progress · mean over decisions of -Σ p log p`."""
-        # The logarithm of a weight of 0 has no gradient that a product with 0 could make finite.
-        rows = torch.cat([-(row * row.clamp_min(1e-12).log()).sum(-1) for row in weights])
-        return self.end * progress * rows.mean()
-
-
-@dataclass(frozen=True, eq=False)
-class ExpectedCost(Regularizer):
-    """The expected cost of the mixture above a target, in units of the target.
-
-    FBNet (Wu et al., CVPR 2019) and ProxylessNAS (Cai et al., ICLR 2019) estimate the cost of a mixture by
-    the mean of its options' costs, too. Deviation: only the excess is punished, linearly, so
-    that an architecture cheap enough is not made cheaper.
-
-    costs: `[E, O]` like the alphas, what each option adds to the whole network; fixed: what all have in
-      common.
-    target: the largest cost that is not punished. weight: loss of an excess as large as the target.
-    """
-
-    costs: Rows
-    fixed: float
-    target: float
-    weight: float = 1.0
-    metric: str = "macs"
-    _placed: dict[torch.device, list[Tensor]] = field(default_factory=dict, init=False, repr=False)
-
-    def expected(self, weights: Rows) -> Tensor:
-        """`fixed + Σ over decisions Σ over options p · cost`, in the metric's unit."""
-        parts = [
-            (row / row.sum(-1, keepdim=True) * cost).sum()
-            for row, cost in zip(weights, self._on(weights[0].device), strict=True)
-        ]
-        return self.fixed + torch.stack(parts).sum()
-
-    def _on(self, device: torch.device) -> list[Tensor]:
-        """The costs on a device, brought there once: a copy in every step would wait, and not be captured."""
-        if device not in self._placed:
-            self._placed[device] = [cost.to(device) for cost in self.costs]
-        return self._placed[device]
-
-    def __call__(self, alphas: Rows, weights: Rows, progress: Progress) -> Tensor:  # noqa: ARG002
-        """`weight · max(0, expected / target - 1)`."""
-        return self.weight * F.relu(self.expected(weights) / self.target - 1)
-
-
-def _divergence(alphas: Tensor) -> Tensor:
-    """KL(Dir(c) ‖ Dir(1)) of each row `[E]`, with c = elu(α) + 1 of the options that are there.
-
-    `log Γ(Σc) - log Γ(n) - Σ log Γ(c) + Σ (c - 1) (ψ(c) - ψ(Σc))`.
-    """
-    alive = alphas > -torch.inf
-    c = torch.where(alive, F.elu(_finite(alphas)) + 1, 1.0)
-    total, count = (c * alive).sum(-1, keepdim=True), alive.sum(-1, keepdim=True).to(c.dtype)
-    each = (c - 1) * (c.digamma() - total.digamma()) - c.lgamma()
-    return (total.lgamma() - count.lgamma()).squeeze(-1) + (each * alive).sum(-1)
+        return self.scale / 2 * _finite(alphas).square().sum()
 
 
 def _finite(alphas: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Relaxations: alphas `[E, O]` to mixture weights `[E, O]`, one row per decision.
+"""Relaxations: alphas `[E, O]` to mixture weights `[E, O]`, one row per decision; and what perturbs them.
 
 An option that is out of the race has an alpha of minus infinity and gets no weight.
 """
@@ -6,7 +6,9 @@ An option that is out of the race has an alpha of minus infinity and gets no wei
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,22 +19,17 @@ from nas.errors import ConfigError
 
 @dataclass(frozen=True)
 class Relaxation(ABC):
-    """How a supernet mixes its options."""
+    """How a supernet mixes its options.
 
-    @property
-    def one_at_a_time(self) -> bool:
-        """Whether exactly one option of a row has a weight other than 0, so that only it need be run."""
-        return False
+    One of your own is a frozen dataclass with a `mix`, as in `examples/plug/relaxation.py`.
+    """
 
-    @property
-    def competes(self) -> bool:
-        """Whether a decision's options compete for its weight, so that one which does nothing can win."""
-        return True
-
-    @property
-    def draws(self) -> bool:
-        """Whether its mixtures are drawn."""
-        return False
+    samples_one_path: ClassVar[bool] = False
+    """Whether exactly one option of a row has a weight other than 0, so that only it need be run."""
+    competes: ClassVar[bool] = True
+    """Whether a decision's options compete for its weight, so that one which does nothing can win."""
+    draws: ClassVar[bool] = False
+    """Whether the mixture weights are random."""
 
     @abstractmethod
     def mix(self, alphas: Tensor, progress: float | Tensor) -> Tensor:
@@ -46,7 +43,7 @@ class Relaxation(ABC):
         return alphas.softmax(-1)
 
     def expected(self, alphas: Tensor) -> Tensor:
-        """The weights `[E, O]` that the mixture has on the whole, without any draw: what is validated."""
+        """The weights `[E, O]` that the mixture has in the mean, without any draw: what is validated."""
         return self.strength(alphas)
 
 
@@ -70,17 +67,14 @@ class GumbelSoft(Relaxation):
     start: float = 10.0
     end: float = 1.0
 
+    draws: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         if not 0 < self.end <= self.start < float("inf"):
             raise ConfigError(
                 f"{type(self).__name__}: temperatures go from {self.start} to {self.end}; wanted finite ones "
                 "above 0 that do not rise"
             )
-
-    @property
-    def draws(self) -> bool:
-        """They are."""
-        return True
 
     def temperature(self, progress: float | Tensor) -> float | Tensor:
         """Linear in the progress."""
@@ -103,10 +97,7 @@ class GumbelHard(GumbelSoft):
 
     end: float = 0.1
 
-    @property
-    def one_at_a_time(self) -> bool:
-        """One option is run for each decision."""
-        return True
+    samples_one_path: ClassVar[bool] = True
 
     def mix(self, alphas: Tensor, progress: float | Tensor) -> Tensor:
         """One-hot rows in value, soft ones in gradient (straight-through)."""
@@ -118,10 +109,7 @@ class GumbelHard(GumbelSoft):
 class Dirichlet(Relaxation):
     """DrNAS (Chen et al., ICLR 2021), §3.2: mixture weights drawn from Dir(elu(α) + 1), reparametrised."""
 
-    @property
-    def draws(self) -> bool:
-        """They are."""
-        return True
+    draws: ClassVar[bool] = True
 
     def mix(self, alphas: Tensor, progress: float | Tensor) -> Tensor:  # noqa: ARG002 - not annealed
         """A draw, with the gradients of gamma variates with respect to their concentrations."""
@@ -148,10 +136,7 @@ class Sigmoid(Relaxation):
     A supernet takes `none` out of the race: its gate would get no gradient, and chance would decide.
     """
 
-    @property
-    def competes(self) -> bool:
-        """Each gate opens by itself."""
-        return False
+    competes: ClassVar[bool] = False
 
     def mix(self, alphas: Tensor, progress: float | Tensor) -> Tensor:  # noqa: ARG002 - not annealed
         """`σ(α)`; a row need not sum to 1."""
@@ -179,26 +164,89 @@ class Uniform(Relaxation):
         return alive / alive.sum(-1, keepdim=True)
 
 
-@dataclass(frozen=True)
-class UniformPath(Uniform):
-    """One option of each row, drawn uniformly (Guo et al., ECCV 2020, SPOS, §3.2)."""
-
-    @property
-    def draws(self) -> bool:
-        """They are."""
-        return True
-
-    @property
-    def one_at_a_time(self) -> bool:
-        """One option is run for each decision."""
-        return True
-
-    def mix(self, alphas: Tensor, progress: float | Tensor) -> Tensor:  # noqa: ARG002 - not annealed
-        """One-hot rows without gradient."""
-        # As torch.multinomial does for one draw, but without waiting for the device to check the weights.
-        return _one_hot(self.expected(alphas) / torch.empty_like(alphas).exponential_())
-
-
 def _one_hot(rows: Tensor) -> Tensor:
     """1 at the largest entry of each row, else 0."""
     return torch.zeros_like(rows).scatter_(-1, rows.detach().argmax(-1, keepdim=True), 1.0)
+
+
+Function = Callable[[Tensor], Tensor]
+"""Of mixture weights `[D, O]`: the training loss of the coming step, or its gradient `[D, O]`."""
+
+
+@dataclass(frozen=True)
+class Perturbation(ABC):
+    """Moves mixture weights by at most a radius in each coordinate, then puts the rows back on the simplex.
+
+    start, end: the radius at the start and the end of the search, linear in between (the code of SDARTS).
+    """
+
+    start: float = 0.03
+    end: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.end <= 1:
+            raise ConfigError(
+                f"{type(self).__name__}: the radius goes from {self.start} to {self.end}; wanted numbers "
+                "from 0 to 1 that do not fall"
+            )
+
+    def radius(self, progress: Tensor) -> Tensor:
+        """Linear in the progress, a scalar in [0, 1]."""
+        return self.start + (self.end - self.start) * progress
+
+    @abstractmethod
+    def __call__(self, weights: Tensor, loss: Function, gradient: Function, progress: Tensor) -> Tensor:
+        """The perturbed mixture weights, without gradient; may draw from torch's global stream at first."""
+
+
+@dataclass(frozen=True)
+class RandomPerturbation(Perturbation):
+    """SDARTS-RS: a uniform draw from the cube around the mixture."""
+
+    def __call__(self, weights: Tensor, loss: Function, gradient: Function, progress: Tensor) -> Tensor:  # noqa: ARG002
+        """`weights + U(-radius, radius)`, on the simplex."""
+        return _randomly_moved(weights, self.radius(progress))
+
+
+@dataclass(frozen=True)
+class AdversarialPerturbation(Perturbation):
+    """SDARTS-ADV: the mixture in the cube that is worst for the training loss.
+
+    steps: of projected gradient ascent from a random start, each of 2 radius / steps in every coordinate
+      (Madry et al., ICLR 2018). As in the released code, the mixture stays when none is worse.
+
+    Deviation: batch-norm uses the batch's statistics here, where the code uses the running ones.
+    """
+
+    steps: int = 7
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 1:
+            raise ConfigError(f"{type(self).__name__}: steps is {self.steps}, but must be at least 1")
+
+    def __call__(self, weights: Tensor, loss: Function, gradient: Function, progress: Tensor) -> Tensor:
+        """The worst mixture found."""
+        radius = self.radius(progress)
+        moved = _randomly_moved(weights, radius)
+        for _ in range(self.steps):
+            uphill = moved + 2 * radius / self.steps * gradient(moved).sign()
+            moved = on_simplex(weights + (uphill - weights).clamp(-radius, radius), weights)
+        return torch.where(loss(moved) >= loss(weights), moved, weights)
+
+
+def on_simplex(rows: Tensor, before: Tensor) -> Tensor:
+    """Rows `[E, O]` cut to [0, 1] and scaled to sum to 1; an option that had no weight gets none.
+
+    A row of which nothing is left becomes its largest entry alone (the code of SDARTS).
+    """
+    alive = before > 0
+    cut = torch.where(alive, rows.clamp(0, 1), 0.0)
+    total = cut.sum(-1, keepdim=True)
+    alone = _one_hot(torch.where(alive, rows, -torch.inf))
+    return torch.where(total > 0, cut / total.clamp_min(torch.finfo(rows.dtype).tiny), alone)
+
+
+def _randomly_moved(weights: Tensor, radius: Tensor) -> Tensor:
+    """Mixture weights moved by a uniform draw from the cube, on the simplex."""
+    return on_simplex(weights + (2 * torch.rand_like(weights) - 1) * radius, weights)

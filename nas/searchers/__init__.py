@@ -1,19 +1,4 @@
-"""Black-box searchers: pure functions of the history, so that resuming is reading the history again."""
+"""Black-box searchers: pure functions of the history, so that resuming is reading the history again.
 
-from nas.searchers.evolution import RegularizedEvolution
-from nas.searchers.generational import Generational
-from nas.searchers.guided import Guided
-from nas.searchers.local import LocalSearch
-from nas.searchers.nsga2 import Nsga2
-from nas.searchers.random_search import RandomSearch
-from nas.searchers.searcher import Searcher
-
-__all__ = [
-    "Generational",
-    "Guided",
-    "LocalSearch",
-    "Nsga2",
-    "RandomSearch",
-    "RegularizedEvolution",
-    "Searcher",
-]
+Begin with `searcher`; `evolution` shows what one looks like, `scheduler` who says how long trials train.
+"""

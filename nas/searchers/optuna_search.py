@@ -16,9 +16,9 @@ from optuna.samplers import BaseGASampler, BaseSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas.errors import ConfigError, unknown
-from nas.goals import Goals
+from nas.searchers.goals import Goals
 from nas.searchers.searcher import tried, unseen
-from nas.space import Space
+from nas.space.space import Space
 from nas.types import Genotype, Trial
 
 ALIASES = {"tpe": "TPESampler", "gp": "GPSampler"}
@@ -54,7 +54,7 @@ class OptunaSearch:
             d.name: CategoricalDistribution(d.options) for d in space.decisions
         }
         seen = tried(space, history)
-        with _quiet():
+        with quiet():
             study = optuna.create_study(
                 directions=["maximize" if o.maximize else "minimize" for o in self.goals.objectives],
                 sampler=sampler,
@@ -93,7 +93,7 @@ class OptunaSearch:
         if "seed" in accepted:
             options["seed"] = seed
         try:
-            with _quiet():
+            with quiet():
                 return known[self.sampler](**options)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{self.sampler} refuses its settings {options}: {error}") from error
@@ -128,8 +128,8 @@ class OptunaSearch:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps Optuna from announcing every study and every experimental sampler."""
+def quiet() -> Iterator[None]:
+    """Runs a block in which Optuna announces no new study and no experimental sampler."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
     try:

@@ -1,14 +1,16 @@
-"""What a searcher is, and how one never proposes the same architecture twice."""
+"""What a searcher is, how one never proposes the same architecture twice, and the simplest: random, local."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from nas.errors import ExhaustedError
-from nas.space import ENUMERABLE, Space
+from nas.errors import ConfigError, ExhaustedError
+from nas.searchers.goals import Goals
+from nas.space.space import ENUMERABLE, Space
 from nas.types import Genotype, Trial
 
 TRIES = 100
@@ -48,3 +50,108 @@ def unseen(
             return left[int(rng.integers(len(left)))]
         raise ExhaustedError(f"all {len(seen)} architectures of space {space.name!r} have been tried")
     raise ExhaustedError(f"no new architecture of space {space.name!r} in {2 * TRIES} draws")
+
+
+@dataclass(frozen=True)
+class RandomSearch:
+    """Uniform sampling without repeats: the baseline that every other searcher must beat."""
+
+    def ask(self, space: Space, history: Sequence[Trial], rng: np.random.Generator) -> Genotype:
+        """A random architecture that is not in the history."""
+        return unseen(space, history, rng, propose=lambda: space.sample(rng))
+
+
+@dataclass(frozen=True)
+class LocalSearch:
+    """White et al. 2021 (UAI, "Exploring the Loss Landscape in NAS"), Algorithm 1, with first improvement.
+
+    init: random architectures in the beginning; the walk starts at the best of them.
+    goals: what is better.
+
+    The walk is read off the history: a finished trial better than where the walk stands moves it there. Where
+    every neighbour has been tried, a new walk starts at a random architecture. Deviations: an architecture is
+    never tried twice, so a walk does not come back to where another has been; the released code draws `init`
+    architectures for every new walk.
+    """
+
+    init: int = 10
+    goals: Goals = Goals()  # noqa: RUF009 - a frozen value
+
+    def __post_init__(self) -> None:
+        self.goals.only("local search")
+        if self.init < 1:
+            raise ConfigError(f"local search: init is {self.init}, but must be at least 1")
+
+    def ask(self, space: Space, history: Sequence[Trial], rng: np.random.Generator) -> Genotype:
+        """A random untried neighbour of where the walk stands, or a random architecture to start from."""
+        done = [trial for trial in history if trial.state == "done"]
+        place = self._place(space, history) if len(done) >= self.init else None
+        if place is None:
+            return unseen(space, history, rng, propose=lambda: space.sample(rng))
+        seen = tried(space, history)
+        untried = [n for n in space.neighbours(place.genotype) if n not in seen]
+        return untried[int(rng.integers(len(untried)))]
+
+    def _place(self, space: Space, history: Sequence[Trial]) -> Trial | None:
+        """Where the walk stands after the history; None when a new one must start."""
+        place: Trial | None = None
+        seen: set[Genotype] = set()
+        first: list[Trial] = []
+        for trial in history:
+            seen.add(space.canonical(trial.genotype))
+            if trial.state == "done":
+                if len(first) < self.init:
+                    first.append(trial)
+                    place = max(first, key=self.goals.fitness) if len(first) == self.init else None
+                elif place is None or self.goals.fitness(trial) > self.goals.fitness(place):
+                    place = trial
+            if place is not None and seen.issuperset(space.neighbours(place.genotype)):
+                place = None
+        return place
+
+
+@dataclass(frozen=True)
+class DefaultFirst:
+    """Proposes `default` while nothing was tried, then what `searcher` does, which sees it in the history."""
+
+    searcher: Searcher
+    default: Genotype
+
+    def ask(self, space: Space, history: Sequence[Trial], rng: np.random.Generator) -> Genotype:
+        """The next architecture."""
+        return self.searcher.ask(space, history, rng) if history else self.default
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """Asks another searcher again while its proposal breaks a bound.
+
+    The searcher sees what was turned down as failed trials, so that it does not propose it again.
+
+    holds: whether an architecture, after the history, keeps the bounds that can be checked without training.
+    tries: after so many, at least 1, or where all is tried, the last proposal is returned as it is, so that a
+      bound that nothing holds shows.
+    """
+
+    searcher: Searcher
+    holds: Callable[[Genotype, Sequence[Trial]], bool]
+    tries: int = TRIES
+
+    def __post_init__(self) -> None:
+        if self.tries < 1:
+            raise ConfigError(f"bounded: tries is {self.tries}, but must be at least 1")
+
+    def ask(self, space: Space, history: Sequence[Trial], rng: np.random.Generator) -> Genotype:
+        """The first proposal that holds, from one stream of random numbers."""
+        known = list(history)
+        for _ in range(self.tries):
+            try:
+                genotype = self.searcher.ask(space, known, rng)
+            except ExhaustedError:
+                if len(known) == len(history):
+                    raise
+                break
+            if self.holds(genotype, history):
+                return genotype
+            known.append(Trial(len(known), genotype, state="failed", reason=TURNED_DOWN))
+        return known[-1].genotype

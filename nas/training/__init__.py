@@ -1,1 +1,4 @@
-"""Training one network: recipes, steps, checkpoints, one process or many."""
+"""Training one network: recipes, steps, checkpoints, in one process or many.
+
+Begin with `train`, then `loop`, whose steps a supernet takes too; `batched` runs equal operations as one.
+"""

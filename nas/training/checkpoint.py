@@ -2,126 +2,97 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
-import math
 import re
-from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.numpy import save as save_arrays
 from safetensors.torch import load, save
 from torch import Tensor
 
-from nas.errors import ConfigError, StorageError
+from nas.errors import ConfigError, shown
 from nas.files.atomic import TEMPORARY, storage_errors, write_bytes
-from nas.text import shown
 
 _log = logging.getLogger("nas")
 
-TRIES = 3
-_FORMAT = "1"
-_ARRAYS = (torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool)
-"""Types that numpy has, too."""
+_FORMAT = "2"
 _NAME = re.compile(r"step-(\d{9,})-([0-9a-f]{16})\.safetensors")
 
 
-def pack(state: object) -> tuple[dict[str, Tensor], object]:
-    """`state` as a flat table of tensors and a JSON-able structure that refers to them by name.
+class Checkpoints:
+    """The checkpoints of one training run, in a folder of their own with one writer.
 
-    state: tensors, int, float, str, bool and None, nested in dicts (with int or str keys), lists and tuples.
-    The tensors come out as contiguous copies on the CPU, one for each place: later training does not change
-    them, and tied tensors come back as equal but separate ones. Other kinds of dict come back as plain ones.
+    folder: made when the first one is saved.
+    keep: how many of the newest stay on disk, at least 1; when one is damaged, the one before it is used.
+    every_s: seconds after which a training saves one in the middle of an epoch.
+
+    A file's name carries its step and the SHA-256 of its content, so that the rename is the whole commit and
+    a torn, edited or bit-flipped file is known before anything of it is used.
     """
-    tensors: dict[str, Tensor] = {}
-    return tensors, _pack(state, tensors, "state")
+
+    def __init__(self, folder: Path, *, keep: int = 2, every_s: float = 60.0) -> None:
+        self._folder, self._keep, self.every_s = folder, keep, every_s
+
+    def save(self, step: int, state: Mapping[str, Any]) -> Path:
+        """Writes `state` (see `pack`) as the checkpoint of `step` and returns its path.
+
+        On failure the earlier checkpoints stay. On success those of the same or a later step are removed too:
+        whoever saves an earlier step has gone back to it.
+
+        Raises:
+            StorageError: when the file system refuses.
+        """
+        data = encode(state)
+        path = self._folder / f"step-{step:09d}-{_digest(data)}.safetensors"
+        with storage_errors(path):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for leftover in self._folder.glob(f"{TEMPORARY}*"):
+                leftover.unlink(missing_ok=True)
+            write_bytes(path, data)
+            found = self._found()
+            earlier = [other for number, other in found if number < step]
+            kept = {path, *earlier[len(earlier) - self._keep + 1 :]}
+            for _, other in found:
+                if other not in kept:
+                    other.unlink(missing_ok=True)
+        return path
+
+    def load(self) -> tuple[int, dict[str, Any]] | None:
+        """The newest undamaged checkpoint as (step, state), on the CPU; None when none is left."""
+        for step, path in reversed(self._found()):
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                _log.warning("cannot read checkpoint %s (%s); trying the previous one", path, error.strerror)
+                continue
+            if path.stem.endswith(_digest(data)):
+                return step, decode(data, str(path))
+            _log.warning("checkpoint %s is damaged (SHA-256 differs); trying the previous one", path)
+        return None
+
+    def _found(self) -> list[tuple[int, Path]]:
+        """The steps and paths of all checkpoints, oldest first; of the same step, by age."""
+        names = ((_NAME.fullmatch(path.name), path) for path in self._folder.glob("step-*"))
+        found = [(int(match[1]), path) for match, path in names if match]
+        return sorted(found, key=lambda entry: (entry[0], entry[1].stat().st_mtime_ns))
 
 
-def _pack(value: object, tensors: dict[str, Tensor], where: str) -> object:
-    match value:
-        case None | bool() | str():
-            return value
-        case int():
-            return int(value)
-        case float():
-            # JSON has no infinities; finite floats come back bit-exact from their shortest decimal form.
-            return float(value) if math.isfinite(value) else {"float": str(float(value))}
-        case Tensor():
-            name = str(len(tensors))
-            tensors[name] = _copied(value)
-            return {"tensor": name}
-    return _pack_container(value, tensors, where)
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
-def _pack_container(value: object, tensors: dict[str, Tensor], where: str) -> object:
-    match value:
-        case list():
-            return [_pack(item, tensors, f"{where}[{i}]") for i, item in enumerate(value)]
-        case tuple():
-            return {"tuple": _pack(list(value), tensors, where)}
-        case dict():
-            items = value.items()
-            return {"dict": [[_key(key, where), _pack(v, tensors, f"{where}[{key!r}]")] for key, v in items]}
-    raise TypeError(
-        f"cannot save {where}: it is a {type(value).__name__}, but must be a tensor, int, float, str, bool, "
-        "None, or a dict, list or tuple of them; convert it first"
-    )
-
-
-def _key(key: object, where: str) -> int | str:
-    if isinstance(key, bool) or not isinstance(key, int | str):
-        raise TypeError(
-            f"cannot save {where}: its key {key!r} is a {type(key).__name__}, but must be int or str"
-        )
-    return key
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    """A contiguous copy on the CPU, [same shape and dtype]."""
-    source = tensor.detach()
-    return torch.empty(source.shape, dtype=source.dtype, device="cpu").copy_(source)
-
-
-def unpack(tensors: Mapping[str, Tensor], structure: object) -> object:
-    """The state that `pack` took apart.
-
-    Raises:
-        ConfigError: when something else wrote the structure.
-    """
-    try:
-        return _unpack(tensors, structure)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"the packed state is damaged: {type(error).__name__}: {error}") from error
-
-
-def _unpack(tensors: Mapping[str, Tensor], structure: object) -> object:
-    match structure:
-        case list():
-            return [_unpack(tensors, item) for item in structure]
-        case {"float": str(text)}:
-            return float(text)
-        case {"tensor": str(name)}:
-            return tensors[name]
-        case {"tuple": list(items)}:
-            return tuple(_unpack(tensors, item) for item in items)
-        case {"dict": list(items)}:
-            return {key: _unpack(tensors, item) for key, item in items}
-        case dict():
-            raise ConfigError(f"no packed state has a table of {shown(sorted(structure))}; was it edited?")
-    return structure
+# -- a state as bytes ---------------------------------------------------------------------------------
 
 
 def encode(state: Mapping[str, Any]) -> bytes:
     """A state (see `pack`) as the bytes of a checkpoint."""
     tensors, structure = pack(dict(state))
-    return _saved(tensors, {"checkpoint": _FORMAT, "structure": json.dumps(structure, allow_nan=False)})
+    return save(tensors, {"checkpoint": _FORMAT, "structure": json.dumps(structure)})
 
 
 def decode(data: bytes, source: str) -> dict[str, Any]:
@@ -134,13 +105,69 @@ def decode(data: bytes, source: str) -> dict[str, Any]:
         )
     try:
         state = unpack(tensors, json.loads(metadata.get("structure", "")))
-    except (ValueError, RecursionError) as error:
+    except (ConfigError, ValueError, RecursionError) as error:
         raise ConfigError(f"{source} holds no packed state: {error}") from error
-    except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from error
     if not isinstance(state, dict):
         raise ConfigError(f"{source} holds a {type(state).__name__}, but a checkpoint holds a dict")
     return state
+
+
+def pack(state: object) -> tuple[dict[str, Tensor], object]:
+    """`state` as a flat table of tensors and a JSON-able structure that refers to them by name.
+
+    state: tensors, int, float, str, bool and None, nested in dicts (with int or str keys), lists and tuples.
+    The tensors come out as contiguous copies on the CPU, one for each place: later training does not change
+    them, and tied tensors come back as equal but separate ones. Other kinds of dict come back as plain ones.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def plain(value: object) -> object:
+        match value:
+            case None | bool() | int() | float() | str():
+                return value
+            case Tensor():
+                name = str(len(tensors))
+                tensors[name] = _copied(value)
+                return {"tensor": name}
+            case list():
+                return [plain(item) for item in value]
+            case tuple():
+                return {"tuple": plain([*value])}
+            case dict():
+                return {"dict": [[key, plain(item)] for key, item in value.items()]}
+        raise TypeError(f"cannot save {shown(value)}, a {type(value).__name__}; convert it to plain values")
+
+    return tensors, plain(state)
+
+
+def unpack(tensors: Mapping[str, Tensor], structure: object) -> object:
+    """The state that `pack` took apart.
+
+    Raises:
+        ConfigError: when something else wrote the structure.
+    """
+
+    def whole(value: object) -> object:
+        match value:
+            case None | bool() | int() | float() | str():
+                return value
+            case list():
+                return [whole(item) for item in value]
+            case {"tensor": str(name)}:
+                return tensors[name]
+            case {"tuple": list(items)}:
+                return tuple(whole(item) for item in items)
+            case {"dict": list(items)}:
+                return {key: whole(item) for key, item in items}
+        raise ValueError(f"no packed state has {shown(value)}; was it edited?")
+
+    try:
+        return whole(structure)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"the packed state is damaged: {type(error).__name__}: {error}") from error
+
+
+# -- tensors in a file --------------------------------------------------------------------------------
 
 
 def save_tensors(
@@ -149,17 +176,7 @@ def save_tensors(
     """Replaces the file at `path` by the tensors and their texts as safetensors, whole or not at all."""
     copies = {name: _copied(value) for name, value in tensors.items()}
     # safetensors writes an unreadable header for an empty table of texts.
-    write_bytes(path, _saved(copies, dict(metadata) if metadata else None))
-
-
-def _saved(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None) -> bytes:
-    """Contiguous tensors on the CPU as safetensors.
-
-    The library takes three times as long for those of torch as for arrays, of which it makes the same bytes.
-    """
-    if all(tensor.dtype in _ARRAYS for tensor in tensors.values()):
-        return save_arrays({name: tensor.numpy() for name, tensor in tensors.items()}, metadata)
-    return save(dict(tensors), metadata)
+    write_bytes(path, save(copies, dict(metadata) if metadata else None))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -170,6 +187,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
 
 
+def _copied(tensor: Tensor) -> Tensor:
+    """A contiguous copy on the CPU, [same shape and dtype]."""
+    source = tensor.detach()
+    return torch.empty(source.shape, dtype=source.dtype, device="cpu").copy_(source)
+
+
 def _parsed(data: bytes, source: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         tensors = load(data)
@@ -177,115 +200,3 @@ def _parsed(data: bytes, source: str) -> tuple[dict[str, Tensor], dict[str, str]
         raise ConfigError(f"{source} is not a safetensors file, or is damaged: {error}") from error
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return tensors, header.get("__metadata__", {})
-
-
-class Checkpoints:
-    """The checkpoints of one training run, in a folder of their own with one writer.
-
-    folder: made when the first one is saved.
-    keep: how many of the newest stay on disk, at least 1; when one is damaged, the one before it is used.
-
-    A file's name carries its step and the SHA-256 of its content, so that the rename is the whole commit and
-    a torn, edited or bit-flipped file is known before anything of it is used.
-    """
-
-    def __init__(self, folder: Path, *, keep: int = 2) -> None:
-        if keep < 1:
-            raise ValueError(f"keep is {keep}, but must be at least 1")
-        self._folder = folder
-        self._keep = keep
-
-    def save(self, step: int, state: Mapping[str, Any]) -> Path:
-        """Writes `state` (see `pack`) as the checkpoint of `step` and returns its path.
-
-        On failure the earlier checkpoints stay. On success those of the same or a later step are removed too:
-        whoever saves an earlier step has gone back to it.
-
-        Raises:
-            StorageError: when the file system refuses.
-        """
-        if step < 0:
-            raise ValueError(f"step is {step}, but must be at least 0")
-        data = encode(state)
-        path = self._folder / f"step-{step:09d}-{_digest(data)}.safetensors"
-        with storage_errors(path):
-            self._write(path, data)
-            self._prune(step, path)
-        return path
-
-    def load(self) -> tuple[int, dict[str, Any]] | None:
-        """The newest undamaged checkpoint as (step, state), on the CPU; None when none is left."""
-        for found in reversed(self._found()):
-            try:
-                data = found.path.read_bytes()
-            except OSError as error:
-                _log.warning(
-                    "cannot read checkpoint %s (%s); trying the previous one", found.path, error.strerror
-                )
-                continue
-            if _digest(data) == found.digest:
-                return found.step, decode(data, str(found.path))
-            _log.warning("checkpoint %s is damaged (SHA-256 differs); trying the previous one", found.path)
-        return None
-
-    def clear(self) -> None:
-        """Removes every checkpoint."""
-        self._remove_temporaries()
-        for found in self._found():
-            found.path.unlink(missing_ok=True)
-
-    def _write(self, path: Path, data: bytes) -> None:
-        for again in range(TRIES):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._remove_temporaries()
-            try:
-                write_bytes(path, data)
-                return
-            except StorageError as error:  # removed under our hands, as in `_found`
-                if error.errno != errno.ENOENT or again == TRIES - 1:
-                    raise
-
-    def _found(self) -> list[_Found]:
-        """All checkpoints, oldest first."""
-        found = []
-        for path in self._folder.glob("step-*"):
-            # A worker that lost its trial without knowing may still tidy up where its successor reads.
-            with suppress(FileNotFoundError):
-                if match := _NAME.fullmatch(path.name):
-                    found.append(_Found(int(match[1]), path.stat().st_mtime_ns, match[2], path))
-        return sorted(found)
-
-    def _prune(self, step: int, newest: Path) -> None:
-        found = self._found()
-        earlier = [entry.path for entry in found if entry.step < step]
-        kept = {newest, *earlier[len(earlier) - self._keep + 1 :]}
-        for entry in found:
-            if entry.path not in kept:
-                entry.path.unlink(missing_ok=True)
-
-    def _remove_temporaries(self) -> None:
-        for path in self._folder.glob(f"{TEMPORARY}*"):
-            path.unlink(missing_ok=True)
-
-
-def saved_steps(folder: Path) -> int:
-    """The steps of the newest checkpoints in a folder and in those below it, added up; 0 without any."""
-    newest: Counter[Path] = Counter()
-    with suppress(FileNotFoundError):  # removed under our hands
-        for path in folder.glob("**/step-*"):
-            if match := _NAME.fullmatch(path.name):
-                newest[path.parent] = max(newest[path.parent], int(match[1]))
-    return newest.total()
-
-
-class _Found(NamedTuple):
-    """One checkpoint on disk; sorts by step, then by age."""
-
-    step: int
-    mtime_ns: int
-    digest: str
-    path: Path
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]

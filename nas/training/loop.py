@@ -1,48 +1,88 @@
-"""The steps of one training; what is random about step s follows from (seed, s) alone."""
+"""The steps of one training: batches, learning rates, gradients, weights; one page is `Loop.advance`.
+
+What is random about step s follows from (seed, s) alone, so that a training that goes on from a saved state
+is the uninterrupted one, bit for bit on the CPU.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nas.oneshot.fused.execution import execute_cells
-from nas.seeding import derive, seed_global
-from nas.task import Split, Task
-from nas.training.arithmetic import precision
-from nas.training.averaging import Average
-from nas.training.batches import Batch, Batches, images_of, mixed, policy_of
-from nas.training.batchnorm import SHORT, reestimate
-from nas.training.captured import Captured, recorder
-from nas.training.criterion import Output, Targets, criterion
-from nas.training.descent import Descent
-from nas.training.drop_path import DropPath, set_drop_path
-from nas.training.recipe import Precision, Recipe, learning_rate
-from nas.training.resting import Resting
-from nas.training.soundness import CHECK_STEPS, check_depends, check_finite, described, shared_device
-from nas.training.streams import Streams
-from nas.training.team import ALONE, Team
+from nas.data.augment import Policy, augment, mixup
+from nas.data.task import Split, Task
+from nas.errors import ConfigError, DataError, TrialError
+from nas.seeding import derive, reseed, torch_rng
+from nas.space.cell import Cell
+from nas.training.batched import execute_cells
+from nas.training.ddp import ALONE, Team
+from nas.training.evaluate import SHORT, Batch, Output, Targets, reestimate
+from nas.training.optimizer import Descent, Ema, check_depends
+from nas.training.recipe import Precision, Recipe, learning_rate, precision, to_layout
 
-Forward = Callable[[nn.Module, Tensor, int], Output]
-"""How step s runs the network: `forward(network, x, s)`, for example the mixture of a supernet."""
+CHECK_STEPS = 50
+"""Steps from one look for divergence to the next: reading a number back from the device waits for it."""
+Gradients = Callable[["Loop", Batch], Tensor]
+"""Puts the gradients of the coming step in place, on its batch, and returns the loss, a scalar."""
 
-Backward = Callable[["Loop"], Tensor]
-"""Puts the gradients of the coming step in place and returns its loss; `one_pass` unless given."""
+
+class Batches:
+    """The batches of one split, augmented and without end; batch s is a pure function of (seed, s).
+
+    size: images per batch, at most the whole split; a last partial batch of an epoch is left out.
+    per_epoch: batches of an epoch. images: how many of a batch the largest part of a team's rank has.
+    """
+
+    def __init__(self, split: Split, task: Task, recipe: Recipe, *, seed: int, team: Team = ALONE) -> None:
+        """As described.
+
+        recipe: its `batch`, its augmentation as far as the task's images allow that, and its mixup.
+        team: of whose batches this process takes its part.
+        """
+        self.split, self.task, self.seed, self.team, self.mixup = split, task, seed, team, recipe.mixup
+        self.policy = Policy(
+            pad=task.pad if recipe.crop else 0, flip=recipe.flip and task.flip, cutout=recipe.cutout
+        )
+        self.size = min(recipe.batch, len(split))
+        self.per_epoch = len(split) // self.size
+        self.images, self._part = team.images(self.size), team.part(self.size)
+        self._generator = torch.Generator(split.x.device)
+        self._epoch, self._order = -1, torch.empty(0)
+
+    def at(self, step: int) -> Batch:
+        """What a step, counted from 0, learns from: this rank's part of the batch."""
+        epoch, position = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            order = torch.randperm(len(self.split), generator=torch_rng(self.seed, "order", epoch))
+            self._epoch, self._order = epoch, order.to(self.split.x.device)
+        index = self._order[position * self.size : (position + 1) * self.size]
+        self._generator.manual_seed(derive(self.seed, "augment", step))
+        x, y = (tensor.index_select(0, index) for tensor in (self.split.x, self.split.y))
+        x, mixed = augment(x, self.task, self.policy, self._generator), None
+        if self.mixup:
+            x, partners, share = mixup(x, y, self.mixup, self._generator)
+            mixed = partners[self._part], share
+        return to_layout(x[self._part]), (y[self._part], mixed)
 
 
 class Loop:
     """A training that can be advanced one step at a time, and saved and restored between any two steps.
 
     step: steps done, of `steps` in all; `steps_per_epoch` leaves out a last partial batch.
-    seconds: time spent on the current epoch so far.
+    lr: the learning rate of the last step, or the one under way; before the first, that of the first.
+    seconds: time spent on the current epoch so far. step_s: what a step took of late, in seconds; 0 while
+      that is not known. On CUDA it is known when the device has been waited for.
     weight_decay: the recipe's, unless it was changed on the way.
-    images: how many images a step holds in this process; fewer than `batch` in a team.
-    record: what captures steps, see `nas.training.captured`; None where nothing does.
-    resting: which parameters stay as they are where their gradient is zeros; none unless set.
+    batch: images of a step; images: how many of them this process holds, fewer in a team.
+    descent: moves the weights; its `rate` is `lr`, on CUDA as a scalar on the device.
+    ema: the averaged weights, where the recipe keeps any.
     """
 
     def __init__(
@@ -53,301 +93,267 @@ class Loop:
         *,
         seed: int,
         split: Split,
-        forward: Forward,
-        backward: Backward | None = None,
-        form: Callable[[], Hashable] = lambda: None,
-        before: Callable[[], None] = lambda: None,
+        passes: int = 1,
         elapsed: Callable[[], float] | None = None,
         team: Team = ALONE,
     ) -> None:
         """As described.
 
+        passes: parts that each batch is divided into to save memory, see `accumulate`.
         elapsed: share in [0, 1] of the training's time that is over, where that is what its schedule follows;
           else it follows the steps.
-
-        team: the processes that divide every batch among them and then move alike, see `nas.training.team`.
-        form: what `forward` and `backward` read in Python and may change between steps; None while their
-          steps cannot be captured.
-        before: runs in every step, which has drawn its batch, before the network draws anything.
+        team: the processes that divide every batch among them and then move alike, see `nas.training.ddp`.
         """
-        self.network, self.task, self.recipe, self.seed = network, task, recipe, seed
-        self.split, self.forward, self._backward = split, forward, backward or one_pass
+        self.network, self.task, self.recipe, self.seed, self.split = network, task, recipe, seed, split
         self.parameters = {n: p for n, p in network.named_parameters() if p.requires_grad}
-        self.device = shared_device(self.parameters, split)
-        self._batches = Batches(split, task, policy_of(recipe, task), size=recipe.batch, seed=seed)
-        self.batch, self.steps_per_epoch = self._batches.size, self._batches.per_epoch
-        self.team, self.images = team, images_of(team, self.batch)
+        if not self.parameters:
+            raise TrialError("no-grad", "train: the network has no trainable parameter")
+        if len(split) < 2:
+            raise DataError(f"train: the split has {len(split)} images, but batch statistics need at least 2")
+        self.device = split.x.device
+        self.batches = Batches(split, task, recipe, seed=seed, team=team)
+        self.batch, self.images = self.batches.size, self.batches.images
+        self.steps_per_epoch = self.batches.per_epoch
         self.steps = recipe.epochs * self.steps_per_epoch
-        self.step = 0
-        self._elapsed, self._elapsed_steps = elapsed, 0
-        self.seconds = 0.0
+        self.step, self.seconds, self.step_s = 0, 0.0, 0.0
         self.weight_decay = recipe.weight_decay
-        # Before `form` is asked, which may depend on how cells run.
-        execute_cells(network, recipe.execution, self.device, self.steps)
+        self.team, self.passes, self._elapsed = team, passes, elapsed
+        execute_cells(network, recipe.execution, self.device)
         if self.device.type == "cuda":
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        # What ranks say to each other in a step is not on the device, so that no graph could hold it.
-        captures = recipe.graph and team.size == 1 and form() is not None
-        self.record = recorder(self.device) if captures else None
-        captured = self.record is not None
-        self._drop_path = DropPath(network, recipe, self.device, captured=captured)
-        self._average: Average | None = None
-        if recipe.ema:
-            self._average = Average(network, recipe.ema, self.device, captured=captured)
-        self._form, self._before = form, before
-        self._streams = Streams(self.record, ("step",))
-        self._captured = Captured(self.do, self.moved, self.record, self.generators)
-        self._batch: Batch | None = None
-        self._descent = Descent(self.parameters, recipe, self.device, captured=captured)
-        self.resting = Resting(())
-        self._loss_sum = torch.zeros((), device=self.device)
+        # On the device, as the learning rate is: in a CUDA graph a number would stay what it was.
+        self._drop_path = torch.zeros((), device=self.device)
+        set_drop_path(network, self._drop_path if recipe.drop_path else 0.0)
+        self.ema = Ema(network, recipe.ema, self.device) if recipe.ema else None
+        self.descent = Descent(self.parameters, recipe, self.device)
+        self.lr = learning_rate(recipe, 0, steps_per_epoch=self.steps_per_epoch)
+        self.loss_sum = torch.zeros((), device=self.device)
 
-    @property
-    def lr(self) -> float:
-        """The learning rate of the last step done; before the first, that of the first."""
-        step = max(0, self.step - 1) if self._elapsed is None else self._elapsed_steps
-        return learning_rate(self.recipe, step, steps_per_epoch=self.steps_per_epoch)
+    # -- a step ----------------------------------------------------------------------------------------
 
-    @property
-    def next_lr(self) -> float:
-        """The learning rate of the coming step."""
-        return learning_rate(self.recipe, self.scheduled, steps_per_epoch=self.steps_per_epoch)
+    def advance(self, learn: Callable[[Batch], None] | None = None) -> None:
+        """Does one step. learn: what it does with its batch; `Loop.learn` unless given."""
+        started, batch = time.perf_counter(), self.begin()
+        (learn or self.learn)(batch)
+        self.end_step(started)
 
-    @property
-    def scheduled(self) -> int:
-        """Where the coming step is in the schedule, in steps."""
-        return self.step if self._elapsed is None else self._elapsed_steps
-
-    @property
-    def rate(self) -> float | Tensor:
-        """The same, of a step that may be captured as a scalar on the device; see `set_rates`."""
-        rate = self._descent.rate
-        return rate if isinstance(rate, Tensor) else self.next_lr
-
-    @property
-    def drop_path(self) -> float:
-        """The drop-path probability of the present epoch."""
-        return self._drop_path.probability
-
-    def descent(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Turns gradients in place into what the coming step would subtract, see `Descent.direction`."""
-        return self._descent.direction(gradients, self.weight_decay)
-
-    @property
-    def at_epoch_end(self) -> bool:
-        """Whether the last step done was the last of its epoch."""
-        return self.step > 0 and self.step % self.steps_per_epoch == 0
-
-    @property
-    def captured(self) -> Captured:
-        """Its steps."""
-        return self._captured
-
-    def advance(self, begin: Callable[[], None] = lambda: None) -> None:
-        """Does one step. begin: sets whatever else the step finds in place, to where it begins."""
-        started = time.perf_counter()
-        self.set_rates()
-
-        def begin_all() -> None:
-            begin()
-            self.begin()
-
-        self._captured.run(self.key(), begin_all)
-        self.end_step()
-        self.seconds += time.perf_counter() - started
-
-    def set_rates(self) -> None:
-        """Sets what the coming step reads and follows a schedule."""
-        if self._elapsed is not None:
-            self._elapsed_steps = min(self.steps - 1, int(self._elapsed() * self.steps))
-        self._drop_path.follow(self.scheduled // self.steps_per_epoch)
-        self._descent.set(self.next_lr, self.weight_decay)
-        if self._average is not None:
-            self._average.follow(self.step)
-
-    def key(self) -> Hashable:
-        """What the coming step reads of Python; None where it cannot be captured."""
-        form = self._form()
-        return None if form is None else (form, self.drop_path > 0, self.weight_decay)
-
-    @property
-    def has_waited(self) -> bool:
-        """Whether the last step done was one after which the device is waited for."""
-        return self.step % CHECK_STEPS == 0
-
-    def end_step(self) -> None:
-        """What follows a step that has been done."""
+    def end_step(self, started: float) -> None:
+        """Counts the step that began at `started` by `time.perf_counter`; checks its outcome now and then."""
         self.step += 1
-        if self.has_waited:
-            self._check_finite()
+        if looks := self.step % CHECK_STEPS == 0:
+            _check_finite(self)
+        took_s = time.perf_counter() - started
+        self.seconds += took_s
+        if self.device.type != "cuda":
+            self.step_s = took_s
+        elif looks:
+            self.step_s = self.seconds / (self.step % self.steps_per_epoch or self.steps_per_epoch)
 
-    def end_epoch(self) -> tuple[float, float]:
-        """The epoch's mean loss and its seconds; the next epoch counts from zero again."""
-        started = time.perf_counter()
-        self._check_finite()
-        mean = self._loss_sum.item() / (self.step % self.steps_per_epoch or self.steps_per_epoch)
-        seconds = self.seconds + time.perf_counter() - started
-        self._loss_sum.zero_()
-        self.seconds = 0.0
-        return mean, seconds
+    def begin(self) -> Batch:
+        """Sets the rates of the coming step, draws its batch, and sets torch's stream to where it begins."""
+        at = self.step if self._elapsed is None else min(self.steps - 1, int(self._elapsed() * self.steps))
+        self._drop_path.fill_(self.recipe.drop_path * (at // self.steps_per_epoch) / self.recipe.epochs)
+        self.lr = learning_rate(self.recipe, at, steps_per_epoch=self.steps_per_epoch)
+        self.descent.set(self.lr, self.weight_decay)
+        if self.ema is not None:
+            self.ema.follow(self.step)
+        batch = self.batches.at(self.step)
+        reseed(self.seed_of_step)
+        return batch
 
-    def finish(self) -> None:
-        """Leaves the network as the recipe wants it used: averaged weights, no drop-path, run plainly."""
-        set_drop_path(self.network, 0.0)
-        execute_cells(self.network, "plain", self.device)
-        if self._average is not None:
-            self.network.load_state_dict(self._average.state)
+    def learn(self, batch: Batch, gradients: Gradients | None = None) -> None:
+        """Moves the weights along the gradients of a batch; those of its loss unless given."""
+        self.descent.clear()
+        self.descend(self.combined((gradients or accumulate)(self, batch)))
 
-    def settle(self) -> None:
-        """Takes the batch-norm statistics anew, where the training is too short for moving averages."""
-        if self.step < SHORT:
-            reestimate(self.network, self.task, self.split, batch=self.images)
+    def descend(self, loss: Tensor) -> None:
+        """Moves the weights along the gradients in place, those of `loss`."""
+        self.descent.step()
+        if self.ema is not None:
+            self.ema.update(self.network)
+        self.loss_sum += loss.detach()
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """Runs a block on the averaged weights, where the recipe keeps any."""
-        return nullcontext() if self._average is None else self._average.during(self.network)
+    def loss(
+        self, batch: Batch, forward: Callable[[Tensor], Output] | None = None, wanted: Precision | None = None
+    ) -> Tensor:
+        """The recipe's loss of a batch, a scalar.
 
-    def state(self) -> dict[str, Any]:
-        """All that the next step depends on, beside the settings and `step`."""
-        return {
-            "network": self.network.state_dict(),
-            "average": self._average.state if self._average is not None else {},
-            "momentum": self._descent.momentum,
-            "loss_sum": self._loss_sum,
-            "seconds": self.seconds,
-            "weight_decay": self.weight_decay,
-        }
-
-    def settings(self) -> dict[str, Any]:
-        """What must be the same for a saved state to be taken up again."""
-        return described(self.network, self.task, self.split, self.recipe, seed=self.seed)
-
-    def draws_from(self, generators: Sequence[torch.Generator]) -> None:
-        """Says what else than `generators` its steps draw from."""
-        self._captured = Captured(self.do, self.moved, self.record, [*self.generators, *generators])
-
-    def forget(self) -> None:
-        """Forgets what was captured."""
-        self._captured.forget()
-
-    def restore(self, step: int, state: Mapping[str, Any]) -> None:
-        """Goes back to where `state` was taken, after `step` steps."""
-        self.forget()
-        self.step = step
-        self.seconds = state["seconds"]
-        self.weight_decay = state["weight_decay"]
-        self._loss_sum.copy_(state["loss_sum"])
-        self.network.load_state_dict(state["network"])
-        if self._average is not None:
-            self._average.restore(state["average"])
-        self._descent.restore(state["momentum"])
-
-    def inherit(self, state: Mapping[str, Any]) -> None:
-        """Begins with the weights and the momentum of another training of the same network."""
-        fresh = {
-            "average": state["network"],
-            "loss_sum": torch.zeros(()),
-            "seconds": 0.0,
-            "weight_decay": self.recipe.weight_decay,
-        }
-        self.restore(0, {**state, **fresh})
-
-    def loss(self, wanted: Precision | None = None) -> Tensor:
-        """The loss of the coming step under the weights as they are; the same however often it is asked.
-
-        wanted: arithmetic, the recipe's unless given.
+        forward: how the network is run on images; it is called unless given. wanted: arithmetic, the
+        recipe's unless given.
         """
-        x, targets = self.batch_of_step()
+        x, targets = batch
         with precision(self.device, wanted or self.recipe.precision):
-            output = self.forward(self.network, x, self.step)
-        return self.criterion(output, targets)
+            output: Output = (forward or self.network)(x)
+        return criterion(output, targets, self.recipe, self.task, network=self.network)
 
-    def batch_of_step(self) -> Batch:
-        """The coming step's images and targets; torch's global stream is set to where the step begins."""
-        if self._batch is not None:
-            return self._batch
-        self._drop_path.follow(self.scheduled // self.steps_per_epoch)
-        seed_global(self.seed_of_step)
-        self._batches.prepare(self.step)
-        return self._drawn()
+    def combined(self, loss: Tensor) -> Tensor:
+        """Puts the mean gradient of all ranks in place of this one's; gives the mean loss."""
+        if self.team.size == 1:
+            return loss
+        found = [p.grad for p in self.parameters.values() if p.grad is not None]
+        trained = [name for name, p in self.parameters.items() if p.grad is not None]
+        self.team.agree(f"train, step {self.step}", trained)
+        *means, mean = self.average([*found, loss], self.batch)
+        torch._foreach_copy_(found, means)
+        return mean
 
-    @property
-    def generators(self) -> list[torch.Generator]:
-        """What a captured step draws from, beside torch's own."""
-        return [*self._streams.generators, self._batches.generator]
-
-    def begin(self) -> None:
-        """Sets the streams of the coming step, and which images it sees."""
-        self._streams.begin("step", self.seed_of_step)
-        self._batches.prepare(self.step)
-
-    @contextmanager
-    def one_batch(self) -> Iterator[None]:
-        """Runs a block in which the batch of the coming step, once it has begun, is drawn once."""
-        if self._batch is not None:
-            yield
-            return
-        self._batch = self._drawn()
-        try:
-            yield
-        finally:
-            self._batch = None
-
-    def _drawn(self) -> Batch:
-        return mixed(self._batches, self.recipe.mixup, self.team)
+    def average(self, tensors: list[Tensor], batch: int) -> list[Tensor]:
+        """The means of all ranks, each of its part of a batch of so many images."""
+        return tensors if self.team.size == 1 else self.team.average(tensors, batch)
 
     @property
     def seed_of_step(self) -> int:
         """Of what the network draws in the coming step."""
         return derive(self.seed, "step", self.step)
 
-    def apart(self) -> None:
-        """From here on what the network draws in the coming step is this rank's own."""
-        self.team.apart(self.seed_of_step)
-
-    def combined(self, loss: Tensor) -> Tensor:
-        """Puts the mean gradient of all ranks in place of this one's; gives the mean loss."""
-        if self.team.size == 1:
-            return loss.detach()
-        found = [p.grad for p in self.parameters.values() if p.grad is not None]
-        trained = tuple(i for i, p in enumerate(self.parameters.values()) if p.grad is not None)
-        self.team.agree(f"train, step {self.step}", hash(trained))
-        *means, mean = self.team.average([*found, loss], self.batch)
-        torch._foreach_copy_(found, means)
-        return mean
-
-    def do(self) -> None:
-        """A step, once it has begun."""
-        self._descent.clear()
-        with self.one_batch():
-            self._before()
-            with self._streams.at("step", self.seed_of_step):
-                loss = self._backward(self)
-        self._descent.step(self.resting)
-        if self._average is not None:
-            self._average.update(self.network)
-        self._loss_sum += loss.detach()
-
     def moved(self) -> Iterator[Tensor]:
         """All tensors that a step changes."""
-        yield from (*self.network.parameters(), *self.network.buffers(), self._loss_sum)
-        yield from self._descent.moved()
-        if self._average is not None:
-            yield from self._average.state.values()
+        yield from (*self.network.parameters(), *self.network.buffers(), self.loss_sum)
+        yield from self.descent.momentum.values()
+        if self.ema is not None:
+            yield from self.ema.state.values()
 
-    def criterion(self, output: Output, targets: Targets) -> Tensor:
-        """The recipe's loss of what the network gave."""
-        name = type(self.network).__name__
-        return criterion(output, targets, self.recipe, classes=self.task.num_classes, network=name)
+    # -- epochs ----------------------------------------------------------------------------------------
 
-    def _check_finite(self) -> None:
-        epoch = (self.step - 1) // self.steps_per_epoch + 1
-        check_finite(self._loss_sum, self.parameters, step=self.step, epoch=epoch, lr=self.lr)
+    @property
+    def at_epoch_end(self) -> bool:
+        """Whether the last step done was the last of its epoch."""
+        return self.step > 0 and self.step % self.steps_per_epoch == 0
+
+    def end_epoch(self) -> tuple[float, float]:
+        """The epoch's mean loss and its seconds; the next epoch counts from zero again."""
+        started = time.perf_counter()
+        _check_finite(self)
+        steps = self.step % self.steps_per_epoch or self.steps_per_epoch
+        mean = self.loss_sum.item() / steps
+        seconds = self.seconds + time.perf_counter() - started
+        if self.device.type == "cuda":
+            self.step_s = seconds / steps
+        self.loss_sum.zero_()
+        self.seconds = 0.0
+        return mean, seconds
+
+    def settle(self) -> None:
+        """Takes the batch-norm statistics anew, where the training is too short for moving averages."""
+        if self.step < SHORT:
+            reestimate(self.network, self.task, self.split, batch=self.images)
+
+    def finish(self) -> None:
+        """Leaves the network as the recipe wants it used: averaged weights, no drop-path, run plainly."""
+        set_drop_path(self.network, 0.0)
+        execute_cells(self.network, "plain", self.device)
+        if self.ema is not None:
+            self.network.load_state_dict(self.ema.state)
+
+    # -- saving ----------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on, beside the settings and `step`."""
+        return {
+            "network": self.network.state_dict(),
+            "average": self.ema.state if self.ema is not None else {},
+            "momentum": self.descent.momentum,
+            "loss_sum": self.loss_sum,
+            "seconds": self.seconds,
+            "weight_decay": self.weight_decay,
+        }
+
+    def restore(self, step: int, state: Mapping[str, Any]) -> None:
+        """Goes back to where `state` was taken, after `step` steps."""
+        self.step = step
+        self.seconds = state["seconds"]
+        self.weight_decay = state["weight_decay"]
+        self.loss_sum.copy_(state["loss_sum"])
+        self.network.load_state_dict(state["network"])
+        if self.ema is not None:
+            self.ema.restore(state["average"])
+        self.descent.restore(state["momentum"])
+
+    def settings(self) -> dict[str, Any]:
+        """What must be the same for a saved state to be taken up again, as plain values."""
+        layout = [(n, tuple(t.shape), str(t.dtype)) for n, t in self.network.state_dict().items()]
+        return {
+            "recipe": dataclasses.asdict(self.recipe),
+            "seed": self.seed,
+            "network": hashlib.sha256(repr(layout).encode()).hexdigest(),
+            "data": self.task.fingerprint,
+            "split": len(self.split),
+        }
 
 
-def one_pass(loop: Loop) -> Tensor:
-    """One pass forward and backward."""
-    loss = loop.loss()
-    check_depends(loss, loop.step)
-    loss.backward()  # type: ignore[no-untyped-call]
-    return loop.combined(loss)
+def accumulate(loop: Loop, batch: Batch) -> Tensor:
+    """Puts the gradients of the recipe's loss of a batch in place, by the loop's passes; returns the loss.
+
+    Several are not the same as one: batch-norm normalises each part by its own statistics, and its running
+    ones move once for each part; what a network draws at random (paths, dropout) comes in another order.
+    """
+    loop.team.apart(loop.seed_of_step)
+    total = torch.zeros((), device=loop.device)
+    for share, part in _divided(batch, loop.passes):
+        loss = share * loop.loss(part)
+        check_depends(loss, loop.step)
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+    return total
+
+
+def _check_finite(loop: Loop) -> None:
+    """Raises TrialError when a loss or a weight is infinite or no number; waits for the device."""
+    weights = nn.utils.get_total_norm(loop.parameters.values())
+    if not (loop.loss_sum + weights).isfinite():
+        epoch = (loop.step - 1) // loop.steps_per_epoch + 1
+        raise TrialError(
+            "nan",
+            f"train: loss or weights are not finite at step {loop.step}, epoch {epoch}, lr {loop.lr:.3g}"
+            "; lower the learning rate",
+        )
+
+
+def set_drop_path(network: nn.Module, probability: float | Tensor) -> None:
+    """Sets the drop-path probability, in [0, 1), of every `Cell` of `network`."""
+    cells = [module for module in network.modules() if isinstance(module, Cell)]
+    if not cells and isinstance(probability, Tensor):
+        raise ConfigError(f"drop_path: {type(network).__name__} has no Cell to drop paths in; set it to 0")
+    for cell in cells:
+        cell.drop_path = probability
+
+
+def _divided(batch: Batch, passes: int) -> Iterator[tuple[float, Batch]]:
+    """A batch in so many parts, at most one for each image, each with its share."""
+    x, (y, mixed) = batch
+    for rows in torch.arange(len(x)).tensor_split(passes):
+        part = slice(int(rows[0]), int(rows[-1]) + 1)
+        partners = None if mixed is None else (mixed[0][part], mixed[1])
+        yield len(rows) / len(x), (x[part], (y[part], partners))
+
+
+def criterion(output: Output, targets: Targets, recipe: Recipe, task: Task, *, network: nn.Module) -> Tensor:
+    """The recipe's loss of what a network gave.
+
+    Raises:
+        ConfigError: when the recipe weighs the loss of an auxiliary head that the network lacks.
+        TrialError: when the outputs have another shape than `[B, outputs]`.
+    """
+    main, auxiliary = output if isinstance(output, tuple) else (output, None)
+    loss = _loss(main, targets, recipe, task)
+    if not recipe.auxiliary:
+        return loss
+    if auxiliary is None:
+        raise ConfigError(
+            f"recipe: auxiliary is {recipe.auxiliary}, but {type(network).__name__} has no auxiliary head; "
+            "set it to 0 or return (logits, auxiliary logits) in training mode"
+        )
+    return loss + recipe.auxiliary * _loss(auxiliary, targets, recipe, task)
+
+
+def _loss(outputs: Tensor, targets: Targets, recipe: Recipe, task: Task) -> Tensor:
+    (y, mixed), loss = targets, task.problem.loss
+    if tuple(outputs.shape) != (wanted := (len(y), task.outputs)):
+        raise TrialError("build", f"train: the network gave outputs {tuple(outputs.shape)}, wanted {wanted}")
+    if recipe.label_smoothing and task.classes:
+        loss = partial(loss, label_smoothing=recipe.label_smoothing)
+    outputs = outputs.float()
+    if mixed is None:
+        return loss(outputs, y)
+    partners, share = mixed
+    return share * loss(outputs, y) + (1 - share) * loss(outputs, partners)

@@ -6,18 +6,21 @@ import dataclasses
 import math
 import sys
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
-from nas.errors import ConfigError, unknown
-from nas.text import shown
+import torch
+from torch import Tensor
+
+from nas.errors import ConfigError, shown, unknown
 from nas.types import MOST
 
 Precision = Literal["auto", "float32", "bfloat16"]
-Execution = Literal["auto", "plain", "batched", "kernels"]
+Execution = Literal["auto", "plain", "batched"]
+Schedule = Literal["step", "epoch"]
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,8 @@ class Recipe:
     precision: arithmetic of the forward passes, normally bfloat16 on CUDA and float32 elsewhere (`auto`);
       weights and their updates are float32 always.
     execution: how cells are run: one operation after the other (`plain`), operations of a kind together
-      (`batched`), that with chains of convolutions by Triton on CUDA (`kernels`), or the fastest one known
-      (`auto`, see `nas.oneshot.fused.verdict`); with equal outcomes but for rounding.
-    graph: on CUDA, whether steps that can be are replayed as one graph, see `nas.training.captured`.
+      (`batched`), or the faster one on the device (`auto`); with equal outcomes but for rounding.
+    graph: on CUDA, whether steps that can be are replayed as one graph, see `nas.training.cuda_graph`.
     """
 
     epochs: int
@@ -60,7 +62,7 @@ class Recipe:
     nesterov: bool = True
     warmup_epochs: float = 0.0
     restarts: tuple[int, ...] = ()
-    schedule: Literal["step", "epoch"] = "step"
+    schedule: Schedule = "step"
     label_smoothing: float = 0.0
     clip: float = 0.0
     auxiliary: float = 0.0
@@ -75,9 +77,26 @@ class Recipe:
     graph: bool = True
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            wanted, holds = _RULES[field.name]
-            self._require(field.name, wanted, holds=holds(getattr(self, field.name)))
+        for name, least in _WHOLE.items():
+            value = getattr(self, name)
+            holds = type(value) is int and least <= value <= MOST
+            self._require(name, f"an integer of at least {least} and at most {MOST:,}", holds=holds)
+        for name, below in _NUMBERS.items():
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            # An integer beyond every float is no finite number either.
+            holds = number and 0 <= value <= sys.float_info.max and value < below
+            under = "" if below == math.inf else f" and below {below}"
+            self._require(name, f"a finite number of at least 0{under}", holds=holds)
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            holds = any(value is choice or (isinstance(value, str) and value == choice) for choice in choices)
+            self._require(name, " or ".join(map(repr, choices)), holds=holds)
+        restarts: object = self.restarts
+        holds = isinstance(restarts, tuple) and all(type(epoch) is int for epoch in restarts)
+        holds = holds and all(a < b for a, b in pairwise((0, *self.restarts)))
+        self._require("restarts", "a tuple of ascending epochs from 1 on", holds=holds)
+        self._require("lr", "a number above 0", holds=self.lr > 0)
         self._require("lr_min", f"at most lr, {self.lr}", holds=self.lr_min <= self.lr)
         self._require(
             "restarts", f"below epochs, {self.epochs}", holds=all(r < self.epochs for r in self.restarts)
@@ -137,64 +156,20 @@ def preset(name: str) -> Recipe:
     return PRESETS[name]
 
 
-_Rule = tuple[str, Callable[[object], bool]]
-
-
-def _integer(low: int) -> _Rule:
-    return (
-        f"an integer of at least {low} and at most {MOST:,}",
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and low <= value <= MOST,
-    )
-
-
-def _number(wanted: str, holds: Callable[[float], bool]) -> _Rule:
-    def check(value: object) -> bool:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        # An integer beyond every float is no finite number either.
-        return number and abs(value) <= sys.float_info.max and holds(value)  # type: ignore[arg-type]
-
-    return f"a finite number {wanted}", check
-
-
-def _are_restarts(value: object) -> bool:
-    whole = isinstance(value, tuple) and all(type(epoch) is int for epoch in value)
-    return whole and all(a < b for a, b in pairwise((0, *value)))  # type: ignore[misc]
-
-
-_POSITIVE = _number("above 0", lambda value: value > 0)
-_AT_LEAST_ZERO = _number("of at least 0", lambda value: value >= 0)
-_BELOW_ONE = _number("of at least 0 and below 1", lambda value: 0 <= value < 1)
-_SWITCH: _Rule = ("true or false", lambda value: isinstance(value, bool))
-
-_RULES: Mapping[str, _Rule] = {
-    "epochs": _integer(1),
-    "batch": _integer(2),
-    "lr": _POSITIVE,
-    "weight_decay": _AT_LEAST_ZERO,
-    "lr_min": _AT_LEAST_ZERO,
-    "momentum": _BELOW_ONE,
-    "nesterov": _SWITCH,
-    "warmup_epochs": _AT_LEAST_ZERO,
-    "restarts": ("a tuple of ascending epochs from 1 on", _are_restarts),
-    "schedule": ("'step' or 'epoch'", lambda value: value in ("step", "epoch")),
-    "label_smoothing": _BELOW_ONE,
-    "clip": _AT_LEAST_ZERO,
-    "auxiliary": _AT_LEAST_ZERO,
-    "drop_path": _BELOW_ONE,
-    "cutout": _integer(0),
-    "mixup": _AT_LEAST_ZERO,
-    "ema": _BELOW_ONE,
-    "crop": _SWITCH,
-    "flip": _SWITCH,
-    "precision": (
-        "'auto', 'float32' or 'bfloat16'",
-        lambda value: value in ("auto", "float32", "bfloat16"),
+_WHOLE = {"epochs": 1, "batch": 2, "cutout": 0}
+"""Whole numbers, and the least of each."""
+_NUMBERS = {
+    **dict.fromkeys(
+        ("lr", "weight_decay", "lr_min", "warmup_epochs", "clip", "auxiliary", "mixup"), math.inf
     ),
-    "execution": (
-        "'auto', 'plain', 'batched' or 'kernels'",
-        lambda value: value in ("auto", "plain", "batched", "kernels"),
-    ),
-    "graph": _SWITCH,
+    **dict.fromkeys(("momentum", "label_smoothing", "drop_path", "ema"), 1),
+}
+"""Numbers of at least 0, and what each is below."""
+_CHOICES: Mapping[str, tuple[str | bool, ...]] = {
+    **dict.fromkeys(("nesterov", "crop", "flip", "graph"), (True, False)),
+    "schedule": get_args(Schedule),
+    "precision": get_args(Precision),
+    "execution": get_args(Execution),
 }
 
 _QUICK = Recipe(
@@ -224,6 +199,18 @@ _STANDARD = Recipe(
 # Dong & Yang 2020 (NAS-Bench-201), table 1, and the released code, whose cosine looks at the epoch alone.
 _NASBENCH201 = Recipe(epochs=200, batch=256, lr=0.1, weight_decay=5e-4, schedule="epoch")
 
+# Liu et al. 2019, §3.1.1 and the released code: 50 epochs, batch 64, plain momentum, cosine per epoch.
+DARTS_SEARCH = Recipe(
+    epochs=50,
+    batch=64,
+    lr=0.025,
+    lr_min=0.001,
+    weight_decay=3e-4,
+    nesterov=False,
+    schedule="epoch",
+    clip=5.0,
+)
+
 PRESETS: Mapping[str, Recipe] = MappingProxyType(
     {
         "quick": _QUICK,
@@ -233,3 +220,18 @@ PRESETS: Mapping[str, Recipe] = MappingProxyType(
     }
 )
 """`quick`: minutes on a CPU. `standard`: the 600 epochs of DARTS. `nasbench201`: 200 epochs, or 12."""
+
+
+def precision(device: torch.device, wanted: Precision = "auto") -> torch.autocast:
+    """The arithmetic of a forward pass: as wanted, or bfloat16 where safe on CUDA and float32 elsewhere."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_half(device, wanted))
+
+
+def is_half(device: torch.device, wanted: Precision = "auto") -> bool:
+    """Whether that arithmetic is bfloat16."""
+    return device.type == "cuda" if wanted == "auto" else wanted == "bfloat16"
+
+
+def to_layout(x: Tensor) -> Tensor:
+    """A batch `[B, C, H, W]` in the memory layout that is computed fastest in, on CPUs too: channels last."""
+    return x.contiguous(memory_format=torch.channels_last)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from threading import Event
 from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from nas.errors import ConfigError, RankError
+from nas.errors import ConfigError, RankError, Stopped
 from nas.training.checkpoint import Checkpoints
-from nas.training.team import ALONE, Team
+from nas.training.ddp import ALONE, Team
 
 Report_co = TypeVar("Report_co", covariant=True)
 R = TypeVar("R")
-
-
-class Stopped(Exception):
-    """The caller's `stop` ended a computation; its checkpoint, if any was asked for, has been written."""
 
 
 class Resumable(Protocol, Generic[Report_co]):
@@ -59,7 +57,6 @@ def run(
     *,
     what: str,
     checkpoints: Checkpoints | None,
-    checkpoint_seconds: float,
     on_epoch: Callable[[R], None] | None,
     stop: Callable[[], bool] | None,
     team: Team = ALONE,
@@ -69,7 +66,7 @@ def run(
     In a team all ranks call this with the same work; rank 0 alone has checkpoints and sums up epochs, and the
     others go on from the state that it hands them at the start and after every epoch.
 
-    checkpoints: written after each epoch and every `checkpoint_seconds`.
+    checkpoints: written after each epoch, and in the middle of one as often as they say.
     on_epoch: called after each epoch, its checkpoint already written.
     stop: asked before every step; when true, a checkpoint is written.
 
@@ -89,13 +86,26 @@ def run(
     def hand_out() -> None:
         handed = team.handed(lambda: {"step": work.step, **packed()})
         if handed is not None:
-            _take_over(work, what, handed, team)
+            if differing := _differing(work, handed):
+                raise RankError(
+                    f"{what}: rank {team.rank} has another {differing} than rank 0; give all ranks the same "
+                    "command and the same data"
+                )
+            work.restore(handed["step"], handed["work"])
 
-    _resume(work, what, checkpoints)
+    saved = checkpoints.load() if checkpoints is not None else None
+    if saved is not None:
+        if differing := _differing(work, saved[1]):
+            raise ConfigError(
+                f"{what}: the checkpoint was written with another {differing}; resume with the same settings "
+                "and the version that wrote it, or clear the checkpoints to start anew"
+            )
+        work.restore(saved[0], saved[1]["work"])
     hand_out()
+    stopped = stop or Event().is_set if team.size == 1 else partial(team.any, stop)
     saved_at = time.monotonic()
     while work.step < work.steps:
-        if team.any(stop):
+        if stopped():
             save()
             raise Stopped(f"{what} stopped after step {work.step} of {work.steps}")
         work.advance()
@@ -103,7 +113,7 @@ def run(
         if ended:
             team.same(f"{what}, after step {work.step}", work.replicas())
         report = work.end_epoch() if ended and team.leads else None
-        if ended or time.monotonic() - saved_at >= checkpoint_seconds:
+        if ended or (checkpoints is not None and time.monotonic() - saved_at >= checkpoints.every_s):
             save()
             saved_at = time.monotonic()
         if ended:
@@ -112,30 +122,7 @@ def run(
             on_epoch(report)
 
 
-def _resume(work: Resumable[R], what: str, checkpoints: Checkpoints | None) -> None:
-    saved = checkpoints.load() if checkpoints is not None else None
-    if saved is None:
-        return
-    step, state = saved
-    if differing := _differing(work, state.get("settings", {})):
-        raise ConfigError(
-            f"{what}: the checkpoint was written with another {', '.join(differing)}; "
-            "resume with the same settings and the version that wrote it, or clear the checkpoints to start "
-            "anew"
-        )
-    work.restore(step, state["work"])
-
-
-def _take_over(work: Resumable[R], what: str, handed: Mapping[str, Any], team: Team) -> None:
-    """Goes to where rank 0 is."""
-    if differing := _differing(work, handed["settings"]):
-        raise RankError(
-            f"{what}: rank {team.rank} has another {', '.join(differing)} than rank 0; give all ranks the "
-            "same command and the same data"
-        )
-    work.restore(handed["step"], handed["work"])
-
-
-def _differing(work: Resumable[R], found: Mapping[str, object]) -> list[str]:
-    settings = work.settings()
-    return [name for name in settings if settings[name] != found.get(name)]
+def _differing(work: Resumable[R], saved: Mapping[str, Any]) -> str:
+    """The names of the settings that are not those that a state was saved with."""
+    settings, found = work.settings(), saved.get("settings", {})
+    return ", ".join(name for name in settings if settings[name] != found.get(name))

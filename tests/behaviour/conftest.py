@@ -18,7 +18,7 @@ import nas
 SMALL = {
     "epochs": 2,
     "top_k": 2,
-    "seeds": 2,
+    "repeats": 2,
     "top_k_epochs": 2,
     "search_images": 200,
     "retrain": {"epochs": 3},

@@ -37,7 +37,7 @@ def _work(sender, arguments, log, memory_mb):
     os.dup2(file, 2)
     import torch
 
-    from nas.cli import main
+    from nas.__main__ import main
 
     torch.set_num_threads(1)
     sys.argv = ["nas", *arguments]

@@ -240,12 +240,7 @@ def genotypes(space, count, *, seed=0):
 
 def prefer(supernet, rows):
     """Sets the alphas, one row of numbers for each decision in the space's order."""
-    widths = {}
-    for i, decision in enumerate(supernet.space.decisions):
-        widths.setdefault(len(decision.options), []).append(i)
-    with torch.no_grad():
-        for alphas, members in zip(supernet.alphas, widths.values(), strict=True):
-            alphas.copy_(torch.tensor(np.array([rows[i] for i in members])))
+    supernet.set_alphas([torch.tensor(row) for row in rows])
 
 
 def prefer_only(supernet, genotype):

@@ -13,7 +13,7 @@ import surface
 from small_spaces import at_most_two, bounded, cell, chain, depths
 
 import nas
-from spaces import nasbench201 as nb201
+from nas.spaces import nasbench201 as nb201
 
 SPACES = {
     "toy": partial(nas.load, "toy", width=4),

@@ -51,8 +51,10 @@ def _tau(x, y):
     return SimpleNamespace(statistic=(a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
 
 
-def _ranks(x):
+def _ranks(x, axis=None):
     x = np.asarray(x)
+    if axis is not None:
+        return np.apply_along_axis(_ranks, axis, x)
     return (x[:, None] > x).sum(1) + ((x[:, None] == x).sum(1) + 1) / 2
 
 
@@ -67,7 +69,7 @@ def calibrated(tmp_path_factory):
         image[4 * (kind // 2) :, 4 * (kind % 2) :][:4, :4] += 150
     np.savez(base / "marks.npz", x_train=x.astype(np.uint8), y_train=y)
     subject = ["--space", f"{base}/space.py:make", "--task", f"npz:{base}/marks.npz"]
-    asked = [*subject, "--architectures", "10", "--epochs", "6", "--seeds", "1", "--threshold", "0", *QUICK]
+    asked = [*subject, "--architectures", "10", "--epochs", "6", "--repeats", "1", "--threshold", "0", *QUICK]
     with mock.patch("scipy.stats.kendalltau", _tau), mock.patch("scipy.stats.rankdata", _ranks):
         said = nas_command("calibrate", *asked, "--out", base / "calibration", "--json")
     assert said.code == 0, said.err

@@ -11,8 +11,8 @@ from using import AS_OPTIONS, nas_command, refused
 import nas
 
 COMMANDS = (
-    *("search", "retrain", "predict", "report", "draw", "export", "serve", "dashboard", "check", "repair"),
-    *("validate", "audit", "calibrate", "benchmark", "worker", "launch", "spaces", "doctor"),
+    *("search", "retrain", "predict", "report", "draw", "export", "serve", "dashboard", "check"),
+    *("validate", "audit", "calibrate", "benchmark", "spaces", "doctor"),
 )
 
 
@@ -30,7 +30,7 @@ def test_every_command_says_what_it_is_for():
 
 def test_help_and_a_finished_folder_are_told_without_waiting_for_torch(runs, command):
     """`import nas` and help do not load it, which takes seconds."""
-    code = "import sys, nas, nas.cli; sys.exit('torch' in sys.modules)"
+    code = "import sys, nas, nas.__main__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     begin = time.monotonic()
     said = command("check", runs("spos"), code=0)
@@ -137,10 +137,5 @@ def test_an_architecture_is_trained_again_from_a_folder_a_file_or_its_name_in_th
     refused(lambda: nas.retrain({"space": "toy"}, "digits", out=tmp_path / "none"))
 
 
-def test_a_command_that_has_nothing_to_do_says_so(runs):
-    said = nas_command("worker", runs("spos"))
-    assert said.code in (0, 2)
-    assert said.err
-    whole = nas_command("repair", runs("spos"), "--json")
-    assert whole.code == 0
+def test_a_finished_run_passes_its_check(runs):
     assert nas_command("check", runs("spos")).code == 0

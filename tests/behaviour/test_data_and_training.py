@@ -204,7 +204,7 @@ def test_the_test_split_never_influences_what_is_found_or_learned(tmp_path, meth
     found = {}
     for name, images, labels in (("as it is", x_test, y_test), ("other", 255 - x_test, y_test // 2)):
         task = nas.task_from_arrays(x, y, images, labels, flip=False)
-        result = surface.search(tmp_path / name, method, on=task, top_k=2, seeds=1, top_k_epochs=1, **given)
+        result = surface.search(tmp_path / name, method, on=task, top_k=2, repeats=1, top_k_epochs=1, **given)
         found[name] = surface.outcome(result)
     one, other = found.values()
     for what in ("history", "model", "arrays", "others"):

@@ -10,7 +10,10 @@ import torch
 import nas
 
 JOBS = {
-    "evolution": ("evolution", {"trials": 4, "epochs": 6, "baselines": True, "seeds": 1, "top_k_epochs": 1}),
+    "evolution": (
+        "evolution",
+        {"trials": 4, "epochs": 6, "baselines": True, "repeats": 1, "top_k_epochs": 1},
+    ),
     "spos": ("spos", {"trials": 6}),
     "darts": ("darts", {}),
 }

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import re
-import runpy
 import select
 import shutil
 import socket
@@ -25,6 +24,7 @@ from PIL import Image
 from torch import nn
 
 import nas
+from nas.__main__ import main
 
 TINY = {
     "epochs": 1,
@@ -48,7 +48,7 @@ def said(monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # which the command replaces
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            runpy.run_module("nas", run_name="__main__")
+            main()
         return ended.value.code or 0, "".join(capsys.readouterr())
 
     return run
@@ -173,7 +173,6 @@ print(sorted(trial.state for trial in result.history))
 
 READING = {
     "check": ["check", "{}"],
-    "repair": ["repair", "{}"],
     "report": ["report", "{}"],
     "draw": ["draw", "{}", "--out", "pictures"],
     "export": ["export", "{}"],
@@ -181,7 +180,6 @@ READING = {
     "serve": ["serve", "{}", "--port", "0"],
     "dashboard": ["dashboard", "{}", "--no-browser", "--port", "0"],
     "retrain": ["retrain", "{}", "--task", "digits", "--out", "longer"],
-    "worker": ["worker", "{}"],
     "search": ["search", "--space", "toy", "--task", "digits", "--method", "evolution", "--out", "{}"],
 }
 """Every command that is given a run's folder."""
@@ -246,7 +244,7 @@ def test_a_database_that_a_folder_names_is_never_opened(copied, said, tmp_path, 
     }:
         code, text = said(*(word.format(folder) for word in READING[name]))
         assert not list(tmp_path.glob("*.db")), name
-        if name == "worker" or (name in {"report", "dashboard"} and not finished):
+        if name in {"report", "dashboard"} and not finished:
             assert (code, "NAS_STORAGE" in text) == (2, True), text
     monkeypatch.setenv("NAS_STORAGE", f"sqlite:///{tmp_path}/theirs.db")
     assert said("report", folder)[0] == 0
@@ -284,7 +282,7 @@ def test_a_damaged_history_is_named_and_the_model_still_given(copied, said, capl
     assert "study.log" in caplog.text
 
 
-def test_what_a_late_worker_adds_to_a_history_is_no_damage(copied, said, caplog):
+def test_what_a_late_writer_adds_to_a_history_is_no_damage(copied, said, caplog):
     folder = copied("spos")
     with (folder / "study.log").open("ab") as file:
         file.write(b'{"op_code": 2, "worker_id": "late", "study_id": 0, "user_attr": {"late": 1}}\n')
@@ -295,7 +293,7 @@ def test_what_a_late_worker_adds_to_a_history_is_no_damage(copied, said, caplog)
 
 # -- what a re-evaluation has left, lost before the job went on (98) ----------------------------------
 
-COMPARED = {**TINY, "baselines": True, "trials": 3, "top_k": 2, "top_k_epochs": 1, "seeds": 2} | {
+COMPARED = {**TINY, "baselines": True, "trials": 3, "top_k": 2, "top_k_epochs": 1, "repeats": 2} | {
     "trial": {"batch": 10, "lr": 0.2}
 }
 
@@ -344,14 +342,14 @@ def _without_rerank(folder):
 
 def _each_hits(change):
     def damage(folder):
-        for path in (folder / "checkpoint" / "rerank").glob("hits-*"):
+        for path in (folder / "checkpoint" / "rerank").glob("scores-*"):
             change(path)
 
     return damage
 
 
 LOSSES = {
-    "a prediction": lambda folder: next((folder / "checkpoint" / "rerank").glob("hits-*")).unlink(),
+    "a prediction": lambda folder: next((folder / "checkpoint" / "rerank").glob("scores-*")).unlink(),
     "all predictions": _each_hits(Path.unlink),
     "garbled predictions": _each_hits(lambda path: path.write_bytes(b"garbage")),
     "emptied predictions": _each_hits(lambda path: path.write_bytes(b"")),

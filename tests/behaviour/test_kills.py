@@ -17,7 +17,7 @@ SEARCH = ("--epochs", "5", "--set", "retrain.epochs=9", "--no-export", "--set", 
 COMMANDS = {
     "evolution": (
         *("search", "--space", "toy", "--method", "evolution", *SEARCH, "--trials", "5", "--top-k", "2"),
-        *("--set", "searcher.population=3", "--set", "searcher.tournament=2", "--set", "seeds=2"),
+        *("--set", "searcher.population=3", "--set", "searcher.tournament=2", "--set", "repeats=2"),
         *("--set", "top_k_epochs=3"),
     ),
     "darts": ("search", "--space", "toy", "--method", "darts", *SEARCH, "--no-baselines", "--top-k", "2"),
@@ -138,7 +138,7 @@ def test_two_workers_do_each_trial_once_and_leave_nobody_behind(task, tmp_path):
 THREAD = """
 import threading, time
 import nas
-from spaces.toy import toy
+from nas.spaces.toy import toy
 
 
 def make(classes=10, in_channels=1):

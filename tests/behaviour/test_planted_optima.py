@@ -11,7 +11,7 @@ from small_spaces import OPTIMUM, agreement, chain, planted
 from torch import nn
 
 import nas
-from spaces import toy
+from nas.spaces import toy
 
 SEARCHERS = ("random", "evolution", "local", "nsga2", "guided", "tpe")
 SETTINGS = {

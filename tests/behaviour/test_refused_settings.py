@@ -60,7 +60,6 @@ def test_an_unknown_name_is_answered_with_the_nearest(asked, settings, nearest):
         "search_images": [-1, NAN],
         "device": ["cuda:77", "quantum"],
         "trial_timeout": [0, "never"],
-        "lease": [0],
         "preset": [3],
         "export": ["perhaps"],
         "storage": ["nonsense", "carrier-pigeon://x"],
@@ -83,15 +82,15 @@ def test_a_value_of_the_wrong_type_or_range_is_refused_by_its_name(asked, name, 
         "objective": ["", "val_acc +", "nan*val_acc", "__import__('os')", "9" * 5000],
         "constraint": ["params", "params=<5", "params<=", "params<=nan", "params<=5<=6", "<=3"],
         "fidelity": ["", "epochs", "epochs=0", "epochs=1,epochs=2", "epochs=1,width=2", "epochs=1,width=nan"],
-        "ladder": ["junk", "epochs=1;;epochs=2", "epochs=0", "epochs=1,width=0.5;epochs=1,width=0.25"],
+        "rungs": ["junk", "epochs=1;;epochs=2", "epochs=0", "epochs=1,width=0.5;epochs=1,width=0.25"],
     }.items(),
     ids=str,
 )
 def test_a_text_that_says_nothing_is_refused_by_its_subject(asked, name, values):
-    halving = {"scheduler": "successive-halving"} if name == "ladder" else {}
+    halving = {"scheduler": "successive-halving"} if name == "rungs" else {}
     for value in values:
         as_given = [value] if name in ("objective", "constraint") else value
-        subject = {"objective": "", "ladder": "", "constraint": "constraint", "fidelity": "fidelity"}[name]
+        subject = {"objective": "", "rungs": "", "constraint": "constraint", "fidelity": "fidelity"}[name]
         asked(subject, **{name: as_given}, **halving)
     if name == "objective":
         asked("val_acc", objective=["val_acc", "val_acc"])
@@ -122,11 +121,11 @@ def test_settings_of_a_searcher_are_checked_before_it_searches(asked, method, se
         ("is-darts", {"objective": ["-params"]}),
         ("evolution", {"alphas": {"lr": 1e-3}}),
         ("evolution", {"guard": False}),
-        ("evolution", {"shared": {"epochs": 2}}),
+        ("evolution", {"supernet": {"epochs": 2}}),
         ("random", {"memory": "8GiB"}),
         ("random", {"eta": 4}),
         ("random", {"warm_start": "parent"}),
-        ("random", {"seeds": 3}),
+        ("random", {"repeats": 3}),
         ("random", {"latency_table": "table.json"}),
         ("spos", {"scheduler": "hyperband"}),
     ],
@@ -187,7 +186,7 @@ def test_the_command_says_what_was_wrong_and_ends_with_the_code_of_its_kind(argu
 
 def test_a_folder_that_is_not_there_is_named_by_every_command(tmp_path):
     more = {"retrain": ["--task", "digits", "--out", tmp_path / "out"], "predict": ["cat.png"]}
-    for command in ("predict", "check", "report", "retrain", "export", "repair", "draw", "serve", "worker"):
+    for command in ("predict", "check", "report", "retrain", "export", "draw", "serve"):
         said = nas_command(command, tmp_path / "absent", *more.get(command, []))
         assert said.code == 2, command
         assert str(tmp_path / "absent") in said.err, command

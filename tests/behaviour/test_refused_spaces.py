@@ -174,7 +174,7 @@ def test_validate_passes_what_is_sound_and_fails_what_is_not(tmp_path):
 
 @pytest.mark.xfail(strict=True, reason="a decision that changes nothing is not told")
 def test_a_decision_that_changes_nothing_is_named(tmp_path):
-    text = "import nas\nfrom spaces.toy import toy\n\ndef make():\n    def build(choose):\n"
+    text = "import nas\nfrom nas.spaces.toy import toy\n\ndef make():\n    def build(choose):\n"
     text += "        choose.value('learning_rate', [0.1, 0.01])\n        return toy().build(choose)\n"
     (tmp_path / "theirs.py").write_text(text + "    return nas.Space('theirs', build)\n")
     said = nas_command("validate", f"{tmp_path}/theirs.py:make")

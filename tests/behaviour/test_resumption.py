@@ -12,7 +12,7 @@ import surface
 import nas
 
 LAST = {"retrain": {"epochs": 2, "batch": 32}}
-AGAIN = {"baselines": True, "top_k": 2, "seeds": 1, "top_k_epochs": 1}
+AGAIN = {"baselines": True, "top_k": 2, "repeats": 1, "top_k_epochs": 1}
 JOBS = {
     "evolution": (
         "evolution",

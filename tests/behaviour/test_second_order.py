@@ -121,7 +121,7 @@ def one_step(folder, method, task, *, rate=RATE):
     settings = {
         "search": SEARCH | {"lr": rate},
         "alphas": {"lr": 0.3, "weight_decay": 0.0},
-        "alpha_speed": 1.0,
+        "alpha_lr_scale": 1.0,
         "guard": False,
     }
     return surface.search(folder, method, space=space(), on=task, epochs=1, **settings).genotype

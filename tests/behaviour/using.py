@@ -18,7 +18,7 @@ import typer.main
 from hostile import in_time
 
 import nas
-from nas.cli import main
+from nas.__main__ import main
 
 TINY = {
     "trials": 2,
@@ -31,7 +31,7 @@ TINY = {
     "pictures": False,
 }
 """Settings of a search of half a second on scikit-learn's digits."""
-LEARNING = TINY | {"top_k": 2, "seeds": 1, "trials": 3, "epochs": 6, "trial": {"batch": 10, "lr": 0.2}}
+LEARNING = TINY | {"top_k": 2, "repeats": 1, "trials": 3, "epochs": 6, "trial": {"batch": 10, "lr": 0.2}}
 """The same with trials that are better than guessing."""
 AS_OPTIONS = (
     *("--trials", "2", "--epochs", "1", "--top-k", "1", "--no-baselines", "--no-export"),

@@ -9,32 +9,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from damage import DAMAGES, Attack, witness
 from jobs import TINY, Recorder, last_job, outcome
+from trainings import train_shared
 
 import nas
-from nas.errors import ConfigError
-from nas.evaluation.evaluators import Trained
-from nas.evaluation.fidelity import parse_ladder
-from nas.evaluation.grown import Grown
-from nas.evaluation.laddered import Laddered
-from nas.job.final_training import train_final
-from nas.job.search_run import search
-from nas.oneshot import differentiable
-from nas.oneshot.method import Method
-from nas.oneshot.singlepath import train_shared
+from nas.errors import ConfigError, Stopped
+from nas.evaluate.multi_fidelity import Laddered
+from nas.evaluate.trained import Trained
+from nas.oneshot.methods import Method
+from nas.oneshot.search import search as search_by_gradients
 from nas.oneshot.supernet import Supernet
 from nas.results.run_record import CHECKPOINT
+from nas.run.pipeline import search
+from nas.run.retrain import train_final
+from nas.searchers.fidelity import parse_ladder
 from nas.seeding import isolated
 from nas.training.checkpoint import Checkpoints
 from nas.training.recipe import Recipe
-from nas.training.resumable import Stopped
 from nas.types import Trial
 
 DIGITS = nas.load_task("digits")
 TASK = DIGITS.reduced(128)
-TOY, WIDER = nas.load("toy", width=4), nas.load("toy", width=6)
+TOY = nas.load("toy", width=4)
 RECIPE = Recipe(epochs=3, batch=32, lr=0.05, weight_decay=1e-4)
 CELLS = nas.load("nasbench201", width=2, cells=1, in_channels=1)
 # The second is one addition to the first.
@@ -87,7 +84,7 @@ def supernet(folder, stop=None, space=TOY):
 
 def by_gradients(folder, stop=None, space=TOY):
     method = Method(weights=RECIPE)
-    found = differentiable.search(space, TASK, method, seed=1, checkpoints=Checkpoints(folder), stop=stop)
+    found = search_by_gradients(space, TASK, method, seed=1, checkpoints=Checkpoints(folder), stop=stop)
     return found.selected, [row.tolist() for row in found.strengths], [e.train_loss for e in found.epochs]
 
 
@@ -99,20 +96,19 @@ def retrain(folder, stop=None, space=TOY):
 
 
 def grown(folder, stop=None, space=CELLS):
-    trained = Trained(space, TASK, dataclasses.replace(RECIPE, epochs=1), stop=stop)
+    trained = Trained(space, TASK, dataclasses.replace(RECIPE, epochs=1), stop=stop, weights=folder)
     parent = Trial(0, PARENT, 1, "done", {"val_acc": 0.5, "inherited_from": -1.0})
-    return dict(Grown(trained, folder, [parent])(Trial(1, CHILD, 1), rng()))
+    return dict(trained(Trial(1, CHILD, 1), rng(), parent=parent))
 
 
 def parent(folder):
-    trained = Trained(CELLS, TASK, dataclasses.replace(RECIPE, epochs=1))
-    Grown(trained, folder, [])(Trial(0, PARENT, 1), rng())
+    Trained(CELLS, TASK, dataclasses.replace(RECIPE, epochs=1), weights=folder)(Trial(0, PARENT, 1), rng())
 
 
-LADDER = f"ladder-{Laddered(TOY, TASK, RECIPE, parse_ladder('epochs=1'), Path()).seed_of((2, 0, 2)):016x}"
+LADDER = Laddered(TOY, TASK, RECIPE, parse_ladder("epochs=1"), Path()).place((2, 0, 2)).name
 RESUMED = {
     "trial": Kind(trial, "trial-0"),
-    "rung": Kind(rung, f"{LADDER}/rung-0", first_rung, ("epochs_trained", "continued")),
+    "rung": Kind(rung, f"{LADDER}/rung-0", first_rung),
     "supernet": Kind(supernet, "."),
     "search": Kind(by_gradients, "."),
     "retrain": Kind(retrain, "."),
@@ -177,32 +173,8 @@ def test_all_damaged_is_begun_again(prepared, tmp_path, caplog, name):
     again = kind.run(tmp_path / "run")
     assert same(kind, again, whole) or name == "weights"
     assert caplog.text.count("is damaged") >= len(files)
-    if name == "rung":
-        assert (again["epochs_trained"], again["continued"]) == (2, 1)  # what the trial was to train
     if name == "weights":
         assert again["inherited_from"] == -1 and "holds no weights of trial 0 to grow from" in caplog.text
-
-
-@pytest.mark.parametrize("name", RESUMED)
-def test_undamaged_it_goes_on(prepared, tmp_path, caplog, name):
-    whole, _ = interrupted(prepared, name, tmp_path / "run")
-    assert KINDS[name].run(tmp_path / "run") == whole or name == "rung"
-    assert not caplog.text
-
-
-@pytest.mark.parametrize("name", ["trial", "supernet", "search", "retrain"])
-def test_one_of_another_architecture_is_refused_whole(prepared, tmp_path, name):
-    _, files = interrupted(prepared, name, tmp_path / "run")
-    before = [file.read_bytes() for file in files]
-    with pytest.raises(ConfigError, match="the checkpoint was written with another network"):
-        KINDS[name].run(tmp_path / "run", space=WIDER)
-    assert [file.read_bytes() for file in files] == before
-
-
-def test_the_record_of_a_ladder_of_another_space_is_refused(prepared, tmp_path):
-    interrupted(prepared, "rung", tmp_path / "run")
-    with pytest.raises(ConfigError, match="was written with another recipe, ladder, space or task"):
-        rung(tmp_path / "run", space=WIDER)
 
 
 @pytest.mark.parametrize("name", RESUMED)
@@ -243,10 +215,3 @@ def test_a_whole_job_survives_the_loss_of_all_its_checkpoints(tmp_path, method):
                 damaged += 1
     assert damaged == 3
     assert outcome(result) == outcome(whole)
-
-
-def test_the_streams_of_torch_are_not_touched_by_reading(prepared, tmp_path):
-    interrupted(prepared, "trial", tmp_path / "run")
-    before = torch.get_rng_state()
-    Checkpoints(tmp_path / "run" / "trial-0").load()
-    assert torch.equal(torch.get_rng_state(), before)

@@ -3,53 +3,40 @@
 import gzip
 import json
 import os
-import re
 import shutil
-import socket
 import tracemalloc
 import zipfile
 from pathlib import Path
 
-import networkx as nx
 import numpy as np
 import pytest
 from hostile import NAMES, in_time, survived
 from jobs import SMALL, options
-from torch import nn
 from typer.testing import CliRunner
 
 import nas
-from nas.benchmarks.nasbench101 import load_nasbench101
-from nas.benchmarks.nasbench201 import load_nasbench201
-from nas.cell import Cell
-from nas.cli import app
-from nas.data import datasets, unpacking
-from nas.draw import draw_cells
-from nas.environment import environment
-from nas.errors import ConfigError, DataError, NasError, SpaceError, unknown
-from nas.evaluation.calibration import read_calibration
-from nas.files.atomic import read_json, write_json
-from nas.files.folder_lock import FolderLock
-from nas.files.manifest import check_manifest, write_manifest
-from nas.files.paths import check_contents, check_name
-from nas.files.tomlfile import read_toml
-from nas.goals import Goals
-from nas.graph import cell_graphs, from_dict, merged, to_dict
-from nas.job.run_folder import open_folder
-from nas.latency import LatencyTable
-from nas.registry import load
-from nas.results.architecture_file import (
+from nas.__main__ import app
+from nas.data import datasets, decode
+from nas.errors import ConfigError, DataError, NasError, SpaceError
+from nas.evaluate.benchmarks import load_nasbench101, load_nasbench201
+from nas.evaluate.calibration import read_calibration
+from nas.files.atomic import read_json, read_toml, write_json
+from nas.files.folder import check_manifest, check_name
+from nas.results.result import (
     describe_architecture,
     graphs_of,
     load_architecture,
+    load_result,
     read_architecture,
-    write_graphml,
+    read_metrics,
 )
-from nas.results.result import load_result, read_metrics
 from nas.results.run_record import read_run
-from nas.storage.journal import JOURNAL
-from nas.storage.journal_file import MAX_RECORD
-from nas.study import Study
+from nas.run.run_folder import open_folder
+from nas.searchers.goals import Goals
+from nas.space.latency import LatencyTable
+from nas.space.loading import load
+from nas.study.storage import JOURNAL, MOST
+from nas.study.study import Study
 
 TOY = load("toy")
 RESULTS = sorted(path.parent for path in (Path(nas.__file__).parent.parent / "results").glob("*/run.json"))
@@ -91,15 +78,6 @@ def test_a_run_keeps_nothing_of_the_environment(original):
         assert os.environ["PATH"].encode() not in content, path
 
 
-def test_a_run_names_these_versions_and_nothing_else(original):
-    named = {"python", "torch", "numpy", "optuna", "networkx", "scikit-learn", "nas-engine"}
-    named |= {"platform", "device", "hardware", "threads", "commit"}
-    named |= {"cuda", "triton", "cuda-core"}
-    assert set(read_run(original)["environment"]) == named | {"ranks"}
-    assert socket.gethostname() not in json.dumps(read_run(original)["environment"])
-    assert set(environment(next(nn.Linear(1, 1).parameters()).device)) == named
-
-
 # -- links and special files -----------------------------------------------------------------------------
 
 
@@ -110,55 +88,6 @@ def precious(tmp_path):
     path.write_text('{"format": 1}\nhalf a line')
     yield path
     assert path.read_text() == '{"format": 1}\nhalf a line'
-
-
-LINKED = [
-    "run.json",
-    "architecture.json",
-    "metrics.json",
-    "manifest.json",
-    "model.safetensors",
-    JOURNAL,
-    "run.lock",
-]
-
-
-@pytest.mark.parametrize("name", LINKED)
-def test_a_link_out_of_a_downloaded_folder_is_refused(finished, precious, name):
-    (finished / name).unlink(missing_ok=True)
-    (finished / name).symlink_to(precious)
-    with pytest.raises(ConfigError, match=r"leads out of its folder|outside the folder"):
-        load_result(finished)
-    with pytest.raises(ConfigError, match=f"{name} is a symbolic link that leads out of its folder"):
-        open_folder(finished)
-    done = call(
-        "search", "--space", "toy", "--method", "random", *options(SMALL | {"trials": 2}), "--out", finished
-    )
-    assert (done.exit_code, "leads out of its folder" in done.stderr) == (2, True)
-
-
-def test_a_folder_of_checkpoints_that_lies_elsewhere_is_refused(finished, tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / ".tmp-kept").write_text("x")
-    (finished / "checkpoint").symlink_to(tmp_path / "mine")
-    with pytest.raises(ConfigError, match="checkpoint is a symbolic link"):
-        open_folder(finished)
-    assert (tmp_path / "mine" / ".tmp-kept").exists()
-
-
-def test_links_inside_and_to_the_whole_folder_are_fine(finished, tmp_path):
-    (finished / "best.png").symlink_to("cells.png")
-    (tmp_path / "latest").symlink_to(finished)
-    check_contents(finished)
-    assert load_result(tmp_path / "latest").metrics["trials"] == 2
-    assert open_folder(tmp_path / "latest") == finished.resolve()
-
-
-def test_links_in_a_loop_are_refused(finished):
-    (finished / "a").symlink_to("b")
-    (finished / "b").symlink_to("a")
-    with pytest.raises(ConfigError, match="symbolic link"):
-        check_contents(finished)
 
 
 def test_a_pipe_is_refused_and_not_waited_for(finished, tmp_path):
@@ -175,13 +104,6 @@ def test_a_pipe_is_refused_and_not_waited_for(finished, tmp_path):
         assert isinstance(survived(call_), NasError)
 
 
-def test_a_lock_is_never_a_link(tmp_path, precious):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.lock").symlink_to(precious)
-    with pytest.raises(ConfigError, match=r"run\.lock"):
-        FolderLock(tmp_path / "run").acquire()
-
-
 def test_a_manifest_reaches_no_file_outside(finished, precious):
     names = ["../precious", str(precious), "a/../../precious", "n\0"]
     write_json(finished / "manifest.json", {"files": {name: {} for name in names}})
@@ -192,24 +114,6 @@ def test_a_manifest_reaches_no_file_outside(finished, precious):
         check_manifest(finished)
 
 
-# -- records ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("number", "words"),
-    [
-        (2, "written by a newer version"),
-        (0, "format: Input should be"),
-        (-1, "is damaged"),
-        (True, "is no record"),
-    ],
-)
-def test_a_run_of_another_format_is_refused(finished, number, words):
-    write_json(finished / "run.json", json.loads((finished / "run.json").read_text()) | {"format": number})
-    with pytest.raises(ConfigError, match=words):
-        read_run(finished)
-
-
 @pytest.mark.parametrize("folder", RESULTS, ids=lambda path: path.name)
 def test_committed_results_are_read_as_they_are(folder):
     record = read_run(folder)
@@ -217,16 +121,7 @@ def test_committed_results_are_read_as_they_are(folder):
     if (folder / "architecture.json").exists():
         assert graphs_of(read_architecture(folder)) and read_metrics(folder)
     if (folder / "calibration.json").exists():
-        assert read_calibration(folder)["chosen"]
-
-
-def test_an_architecture_of_numpy_integers_is_written_down(tmp_path):
-    genotype = tuple(np.array([0, 1, 2]))
-    write_json(tmp_path / "architecture.json", describe_architecture(TOY, genotype, {}))
-    assert read_architecture(tmp_path)["genotype"] == [0, 1, 2]
-    for wrong in ((0, 1, 2.0), (0, 1, "2"), (0, 1, True), (0, 1, None), (0, 1, Path("2"))):
-        with pytest.raises(SpaceError, match="a genotype has one option index for each decision"):
-            describe_architecture(TOY, wrong, {})
+        assert read_calibration(folder).chosen
 
 
 # -- names -------------------------------------------------------------------------------------------------
@@ -245,37 +140,11 @@ def test_a_name_that_some_system_could_not_hold_is_refused(name):
         check_name(name, "run")
 
 
-@pytest.mark.parametrize("name", ["CON", "nul", "Aux.txt", "com1", "LPT9.log"])
-def test_names_of_devices_are_refused(name):
-    with pytest.raises(ConfigError, match="which Windows keeps for a device"):
-        check_name(name, "run")
-
-
-@pytest.mark.parametrize(
-    "name", ["a", "größe 1", "lr=0.1,width=8", "darts-digits_v1.2", "漢字", "x" * 100, "a(b)@c+d"]
-)
-def test_usual_names_are_taken(name):
-    check_name(name, "run")
-
-
-@pytest.mark.parametrize("name", ["🚀", "two\nlines", "CON", "x" * 300, "nul\0", "-x", ".hidden"])
+@pytest.mark.parametrize("name", ["two\nlines", "CON", "x" * 300, ".hidden"])
 def test_a_run_with_a_strange_name_is_refused_before_anything_is_written(name, tmp_path):
     with pytest.raises(ConfigError, match="run's name"):
         open_folder(tmp_path / name)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_run_may_lie_anywhere(tmp_path, monkeypatch):
-    (tmp_path / "inner").mkdir()
-    monkeypatch.chdir(tmp_path / "inner")
-    assert open_folder("../run") == tmp_path.resolve() / "run"
-    assert open_folder(tmp_path / "absolute") == tmp_path.resolve() / "absolute"
-    assert open_folder(".") == tmp_path.resolve() / "inner"
-
-
-def test_a_study_with_a_strange_name_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="study's name"):
-        Study(TOY, None, None, name="a\0b")
 
 
 @pytest.mark.parametrize(
@@ -330,124 +199,7 @@ def test_messages_hold_nothing_that_steers_a_terminal(name, finished, tmp_path):
         assert len(done.output) < 5000
 
 
-def test_unknown_names_are_told_in_few_words_and_little_time():
-    with in_time(5):
-        message = unknown("space", "x" * 3_000_000, [f"name{i}" for i in range(10_000)])
-    assert len(message) < 1500
-
-
-def test_names_of_classes_and_tasks_come_back_but_steer_nothing(tmp_path):
-    x = np.arange(12 * 64, dtype=np.uint8).reshape(12, 8, 8)
-    classes = ("\x1b[31m<script>", "]]> \u202e $\\frac{1}{0}$")
-    task = nas.task_from_arrays(x, [0, 1] * 6, name="\x1b]0;title\x07", classes=classes)
-    space, small = (
-        load("toy", width=4, classes=2),
-        SMALL | {"trials": 1, "search_images": 0, "pictures": True},
-    )
-    result = nas.search(
-        space,
-        task,
-        "random",
-        out=tmp_path / "run",
-        settings={k: v for k, v in small.items() if k != "space_settings"},
-    )
-    assert load_result(result.folder, space=space).inputs.classes == classes
-    for path in result.folder.glob("*.*"):
-        if path.suffix in (".json", ".toml", ".svg", ".graphml", ".log"):
-            assert "\x1b" not in path.read_text(), path
-            assert "<script" not in path.read_text() or path.suffix in (".json", ".log"), path
-
-
 # -- pictures and graphs ------------------------------------------------------------------------------------
-
-
-def hostile_graph(names):
-    data = to_dict(cell_graphs(TOY, (0, 1, 2))["cell"])
-    for edge, name in zip(data["edges"], names, strict=False):
-        edge["op"] = name
-    data["values"] = {names[0]: names[1]}
-    return data
-
-
-@pytest.mark.parametrize("start", range(0, len(NAMES), 3))
-def test_a_drawing_shows_strange_names_as_text(start, tmp_path):
-    names = [*NAMES, *NAMES][start : start + 3]
-    cell = from_dict(hostile_graph(names))
-    kinds = {names[0]: cell, f"{names[1]}.": cell}
-    with in_time():
-        figure = draw_cells(kinds, title=names[2], subtitle=names[0])
-        nas.draw.save(figure, tmp_path / "a.svg", tmp_path / "a.png")
-    assert not [text for axes in figure.axes for text in axes.texts if text.get_parse_math()]
-    svg = (tmp_path / "a.svg").read_text()
-    assert not re.search(r"<script|javascript:|\son\w+=|\x1b|\x00", svg)
-
-
-def test_graphml_holds_printable_names_and_spaces_can_have_no_others(tmp_path):
-    names = [name for name in NAMES if name.isprintable() and 0 < len(name) <= 200]
-    assert len(names) >= 5
-    for name in names:
-        space = nas.Space(
-            "odd",
-            lambda choose, n=name: nn.Sequential(choose.op(n, {n: nn.Identity, "b": nn.Tanh}), nn.Flatten()),
-        )
-        write_graphml(tmp_path / "a.graphml", merged(cell_graphs(space, (0,))))
-        read = nx.read_graphml(tmp_path / "a.graphml")
-        assert [op for _, _, op in read.edges(data="op")] == [name]
-    for name in set(NAMES) - set(names):
-        with pytest.raises(SpaceError, match="printable text of 1 to 200 characters"):
-            _ = nas.Space("odd", lambda choose, n=name: choose.op("a", {n: nn.Identity})).decisions
-        with pytest.raises(SpaceError, match="a cell's kind is"):
-            Cell(name, 1, 1, lambda i, j: nn.Identity())
-
-
-def test_cells_too_large_to_be_laid_out_are_named(tmp_path):
-    nodes = [{"id": f"n{i}", "role": "node", "label": ""} for i in range(3000)]
-    edges = [
-        {"src": f"n{i}", "dst": f"n{i + 1}", "op": "a", "decision": "", "role": "op"} for i in range(2999)
-    ]
-    large = from_dict({"kind": "cell", "values": {}, "nodes": nodes, "edges": edges})
-    with in_time():
-        figure = draw_cells({"small": cell_graphs(TOY, (0, 1, 2))["cell"], "\x1blarge": large, "more": large})
-    shown = [text.get_text() for text in figure.axes[0].texts]
-    assert "large: 3,000 nodes, 2,999 edges and 1 more" in shown
-    assert "too large to draw" in shown and "small" in shown
-
-
-def test_very_many_cells_are_one_line(monkeypatch):
-    monkeypatch.setattr("nas.draw.cells.BUDGET", 100_000)
-    empty = from_dict(
-        {"kind": "c", "values": {}, "nodes": [{"id": "a", "role": "node", "label": ""}], "edges": []}
-    )
-    with in_time():
-        figure = draw_cells({str(i): empty for i in range(3000)})
-    assert len(figure.axes[0].texts) < 60
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (
-            {"edges": [{"src": "in0", "dst": "gone", "op": "a", "decision": "", "role": "op"}]},
-            "ends at 'gone'",
-        ),
-        (
-            {"edges": [{"src": "1", "dst": "0", "op": "a", "decision": "", "role": "op"}] * 2},
-            "out of an output",
-        ),
-        ({"nodes": [{"id": "in0", "role": "input", "label": ""}] * 2}, "two nodes 'in0'"),
-        (
-            {
-                "edges": [
-                    {"src": a, "dst": b, "op": "a", "decision": "", "role": "op"} for a, b in ("01", "10")
-                ]
-            },
-            "in a circle",
-        ),
-    ],
-)
-def test_a_cell_that_is_no_cell_is_refused(change, words):
-    with pytest.raises(ConfigError, match=f"the cell is damaged: .*{words}"):
-        from_dict(to_dict(cell_graphs(TOY, (0, 1, 2))["cell"]) | change)
 
 
 # -- bombs --------------------------------------------------------------------------------------------------
@@ -483,55 +235,39 @@ def test_a_file_of_a_hundred_megabytes_and_more_is_refused_in_little_memory(name
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["[" * 100_000, '{"a":' * 100_000, "[" * 60 + "]" * 60, "1" * 5000, "[1e999]", "NaN", '{"a":1,"a":2}'],
-)
-def test_json_that_is_no_plain_value_is_refused_wherever_it_is_read(text, tmp_path):
-    (tmp_path / "a.json").write_text(text)
-    for reader in (read_json, LatencyTable.read, read_architecture):
-        assert isinstance(survived(reader, tmp_path / "a.json"), ConfigError)
-    if text != "NaN":
-        for name in ("nasbench101", "nasbench201", "darts"):
-            assert isinstance(survived(load(name).notation.read, text), SpaceError)
-    (tmp_path / JOURNAL).write_text(f'{{"op_code":{text}}}\n')
-    assert isinstance(survived(Study.read, tmp_path, "search", TOY), list | ConfigError)
-
-
 def test_a_journal_of_one_endless_line_is_refused_in_little_memory(tmp_path):
     sparse(tmp_path / JOURNAL, 1 << 30, b'{"op_code":"')
     with (tmp_path / JOURNAL).open("ab") as file:
         file.write(b'"}\n')
     tracemalloc.start()
     try:
-        with in_time(), pytest.raises(ConfigError, match=f"longer than {MAX_RECORD} bytes"):
+        with in_time(), pytest.raises(ConfigError, match=f"longer than {MOST} bytes"):
             Study.read(tmp_path, "search", TOY)
-        assert tracemalloc.get_traced_memory()[1] < 4 * MAX_RECORD
+        assert tracemalloc.get_traced_memory()[1] < 4 * MOST
     finally:
         tracemalloc.stop()
 
 
-def test_an_archive_that_unpacks_to_more_than_there_is_memory_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(unpacking, "half_of_memory", lambda: 1 << 20)
-    np.savez_compressed(
-        tmp_path / "bomb.npz", x_train=np.zeros((600, 64, 64), np.uint8), y_train=np.zeros(600)
-    )
-    assert (tmp_path / "bomb.npz").stat().st_size < 10_000
+def test_nothing_is_unpacked_to_more_than_was_allowed(tmp_path, monkeypatch):
+    monkeypatch.setattr(decode, "half_of_memory", lambda: 1 << 20)
+    bomb = tmp_path / "bomb.npz"
+    np.savez_compressed(bomb, x_train=np.zeros((600, 64, 64), np.uint8), y_train=np.zeros(600))
+    assert bomb.stat().st_size < 10_000
     with pytest.raises(
         DataError, match=r"its arrays unpack to 2,4.* bytes, but at most 1,048,576 are allowed"
     ):
-        datasets.read(f"npz:{tmp_path / 'bomb.npz'}")
-
-
-def test_a_header_that_promises_terabytes_allocates_nothing(tmp_path):
-    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (10000000000000,), }"
-    with zipfile.ZipFile(tmp_path / "liar.npz", "w") as archive:
-        for name in ("x_train.npy", "y_train.npy"):
-            archive.writestr(
-                name, b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(80)
-            )
-    with pytest.raises(DataError, match="holds 80 bytes, which are not those of its shape"):
-        datasets.read(f"npz:{tmp_path / 'liar.npz'}")
+        datasets.read(f"npz:{bomb}")
+    monkeypatch.setattr(datasets, "_MAX_IDX", 1 << 20)
+    endless = bytes((0, 0, 8, 1, 255, 255, 255, 255)) + bytes(32 << 20)
+    (tmp_path / "images.gz").write_bytes(gzip.compress(endless))
+    del endless
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="more than the 1,048,576 bytes that are allowed"):
+            datasets.read_idx(tmp_path / "images.gz")
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20  # not unpacked first and refused afterwards
+    finally:
+        tracemalloc.stop()
 
 
 def test_members_of_an_archive_are_never_written_to_disk(tmp_path):
@@ -545,25 +281,8 @@ def test_members_of_an_archive_are_never_written_to_disk(tmp_path):
     assert sorted(tmp_path.parent.rglob("*")) == before
 
 
-def test_a_packed_file_that_never_ends_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "_MAX_IDX", 1 << 20)
-    (tmp_path / "images.gz").write_bytes(
-        gzip.compress(bytes((0, 0, 8, 1, 255, 255, 255, 255)) + bytes(32 << 20))
-    )
-    tracemalloc.start()
-    with pytest.raises(DataError, match="more than the 1,048,576 bytes that are allowed"):
-        datasets.read_idx(tmp_path / "images.gz")
-    taken = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert taken < 8 << 20  # it is not unpacked first and refused afterwards
-    monkeypatch.setattr("nas.benchmarks.nasbench201.MAX_BYTES", 1 << 20)
-    (tmp_path / "nasbench201.csv.gz").write_bytes(gzip.compress(bytes(2 << 20)))
-    with pytest.raises(ConfigError, match=r"is damaged: .*more than the 1,048,576 bytes"):
-        load_nasbench201(tmp_path / "nasbench201.csv.gz")
-
-
 def test_a_downloaded_architecture_of_a_billion_cells_is_not_built(tmp_path, monkeypatch):
-    monkeypatch.setattr("nas.choosers.MAX_QUESTIONS", 1000)
+    monkeypatch.setattr("nas.space.choosers.MAX_QUESTIONS", 1000)
     space = load("nasbench201", width=4, cells=1)
     genotype = (0,) * 6
     data = describe_architecture(space, genotype, {})
@@ -571,28 +290,3 @@ def test_a_downloaded_architecture_of_a_billion_cells_is_not_built(tmp_path, mon
     write_json(tmp_path / "architecture.json", data)
     with in_time(), pytest.raises(SpaceError, match="asked more than 1000 times"):
         load_architecture(tmp_path)
-
-
-def test_a_downloaded_model_that_does_not_fit_its_space_is_not_built(finished):
-    data = json.loads((finished / "architecture.json").read_text())
-    data["settings"]["width"] = 2**24
-    write_json(finished / "architecture.json", data)
-    write_manifest(finished)
-    with in_time(), pytest.raises(SpaceError, match="the weights do not fit space 'toy' any more"):
-        load_result(finished)
-
-
-def test_pictures_are_read_by_content_and_only_of_plain_formats(tmp_path):
-    """Pillow would hand PostScript, whatever its name, to another program."""
-    from PIL import Image
-
-    folder = tmp_path / "a"
-    folder.mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "real.eps")
-    shutil.copyfile(tmp_path / "real.eps", folder / "picture.png")
-    with pytest.raises(DataError, match=r"1 of 1 images cannot be read.*cannot identify image file"):
-        datasets.read(f"folder:{tmp_path}")
-    (folder / "picture.png").unlink()
-    os.mkfifo(folder / "picture.png")
-    with in_time(), pytest.raises(DataError, match="not a regular file"):
-        datasets.read(f"folder:{tmp_path}")

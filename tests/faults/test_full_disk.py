@@ -8,19 +8,20 @@ from functools import partial
 
 import numpy as np
 import pytest
-from jobs import SMALL, TINY, outcome
+import torch
+from jobs import SMALL, TINY, options, outcome
 from killing import MODULES
 from typer.testing import CliRunner
 
 import nas
 from nas.cli.app import app
 from nas.errors import NasError, StorageError
-from nas.evaluation.evaluators import Trained
+from nas.evaluate.trained import Trained
 from nas.files import atomic as files
 from nas.files.atomic import storage_errors, write_bytes
-from nas.files.manifest import MANIFEST
-from nas.job.search_run import search
+from nas.files.folder import MANIFEST
 from nas.results.result import load_result
+from nas.run.pipeline import search
 from nas.training.recipe import Recipe
 from nas.types import Trial
 
@@ -32,11 +33,6 @@ DRAWN = {"pictures": True}  # pictures are files, too
 METHODS = {"random": SMALL | DRAWN | {"trials": 2}, "darts": TINY | DRAWN | {"epochs": 2}}
 
 
-@pytest.fixture(autouse=True)
-def _no_pauses(monkeypatch):
-    monkeypatch.setattr(files, "_PAUSES_S", tuple(0.0 for _ in files._PAUSES_S))
-
-
 class FailingDisk:
     """Lets so many files be written and then fails, as long as it is in use."""
 
@@ -44,12 +40,12 @@ class FailingDisk:
         self.left, self.error, self.refused = writes, error, []
         sync = files._sync
 
-        def fail(path, flags=0):
+        def fail(path):
             if self.left <= 0:
                 self.refused.append(path)
                 raise OSError(self.error, os.strerror(self.error))
-            self.left -= not flags
-            sync(path, flags)
+            self.left -= path.is_file()
+            sync(path)
 
         monkeypatch.setattr(files, "_sync", fail)
 
@@ -64,67 +60,30 @@ def test_a_storage_error_is_an_error_of_both_kinds(tmp_path):
     assert isinstance(caught.value, NasError) and isinstance(caught.value, OSError)
     assert caught.value.errno == errno.EDQUOT and caught.value.filename == str(tmp_path / "a")
     assert caught.value.exit_code == 5
-    text = str(caught.value)
-    assert text.startswith(
-        f"cannot write {tmp_path / 'a'}: Disk quota exceeded; remove something of yours on /"
-    )
-    assert text.endswith("What was saved before is whole: the same command goes on from there")
 
 
 @pytest.mark.parametrize(
     ("number", "words"),
     [
         (errno.ENOSPC, "free some space on"),
+        (errno.EDQUOT, "a larger quota"),
         (errno.EROFS, "make / writable"),
         (errno.EFBIG, "ulimit -f"),
         (errno.EMFILE, "ulimit -n"),
         (errno.EIO, "check the file system"),
-        (errno.ESTALE, "check the file system"),
-        (errno.ENOLCK, "check the file system"),
     ],
 )
-def test_every_fault_says_what_to_do_and_names_the_mount(tmp_path, monkeypatch, number, words):
+def test_every_fault_says_what_to_do_and_names_the_file(tmp_path, monkeypatch, number, words):
     monkeypatch.setattr(files.Path, "is_mount", lambda self: str(self) == "/")
     FailingDisk(monkeypatch, 0, number)
     with pytest.raises(StorageError) as caught:
         write_bytes(tmp_path / "a", b"x")
-    assert words in str(caught.value) and os.strerror(number) in str(caught.value)
+    for part in (f"cannot write {tmp_path / 'a'}", words, os.strerror(number), "saved before is whole"):
+        assert part in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_lack_of_inodes_is_told_from_one_of_space(tmp_path, monkeypatch):
-    class Free:
-        f_files, f_favail, f_bavail = 100, 0, 10**6
-
-    monkeypatch.setattr(os, "statvfs", lambda _: Free)
-    FailingDisk(monkeypatch, 0)
-    with pytest.raises(StorageError, match="free some inodes on"):
-        write_bytes(tmp_path / "a", b"x")
-
-
-@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOLCK])
-def test_a_fault_that_passes_is_waited_for(tmp_path, monkeypatch, number):
-    failures = iter([True, True, False])
-    sync = files._sync
-
-    def flaky(path, flags=0):
-        if not flags and next(failures):
-            raise OSError(number, os.strerror(number))
-        sync(path, flags)
-
-    monkeypatch.setattr(files, "_sync", flaky)
-    write_bytes(tmp_path / "a", b"x")
-    assert (tmp_path / "a").read_bytes() == b"x" and len(list(tmp_path.iterdir())) == 1
-
-
-def test_a_full_disk_is_not_waited_for(tmp_path, monkeypatch):
-    disk = FailingDisk(monkeypatch, 0)
-    with pytest.raises(StorageError):
-        write_bytes(tmp_path / "a", b"x")
-    assert len(disk.refused) == 1
-
-
-@pytest.mark.parametrize("call", ["fsync", "replace", "open"])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_whatever_call_fails_the_trial_is_not_to_blame(tmp_path, monkeypatch, call):
     """A trial on a full disk has not failed; it goes on from the checkpoint that was kept."""
     measure = Trained(TOY, TASK, RECIPE, folder=tmp_path)
@@ -160,10 +119,7 @@ def wholes(tmp_path_factory):
     return whole
 
 
-@pytest.mark.parametrize(
-    ("method", "writes"),
-    [("random", 0), ("random", 4), ("random", 11), ("random", 19), ("darts", 3), ("darts", 9)],
-)
+@pytest.mark.parametrize(("method", "writes"), [("random", 0), ("random", 11), ("random", 19), ("darts", 9)])
 def test_a_job_whose_disk_fills_up_goes_on_when_there_is_space(tmp_path, monkeypatch, wholes, method, writes):
     """Configuration, checkpoints, results, manifest: whichever file is the first that does not fit."""
     expected = wholes(method)
@@ -179,32 +135,13 @@ def test_a_job_whose_disk_fills_up_goes_on_when_there_is_space(tmp_path, monkeyp
     assert outcome(load_result(tmp_path)) == expected
 
 
-# -- on the command line ---------------------------------------------------------------------------------
-
-
-def arguments(out):
-    from jobs import options
-
-    return ["search", "--space", "toy", "--method", "random", *options(METHODS["random"]), "--out", str(out)]
-
-
-def test_the_command_says_so_in_a_line_and_exits_with_a_code_of_its_own(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        FailingDisk(patch, 4)
-        result = CliRunner().invoke(app, arguments(tmp_path))
-    assert result.exit_code == 5
-    assert "error: cannot write " in result.output and "Traceback" not in result.output
-    assert CliRunner().invoke(app, arguments(tmp_path)).exit_code == 0
-
-
 def limited(out, limit):
-    import torch
-
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    result = CliRunner().invoke(app, arguments(out))
+    arguments = ["search", "--space", "toy", "--method", "random", *options(METHODS["random"])]
+    result = CliRunner().invoke(app, [*arguments, "--out", str(out)])
     assert "Traceback" not in result.output, result.output
-    assert "File too large" in result.output
+    assert "error: cannot write" in result.output and "File too large" in result.output, result.output
     raise SystemExit(result.exit_code)
 
 

@@ -6,30 +6,20 @@ import gc
 import numpy as np
 import pytest
 import torch
-from faulty import Fragile, Hungry, flat
-from jobs import SMALL, Recorder, last_job
+from faulty import Hungry, flat
+from jobs import SMALL
 from torch import nn
 
 import nas
-from nas.errors import NoModelError, TrialError
-from nas.evaluation.evaluators import Inherited, Trained
-from nas.evaluation.fidelity import parse_ladder
-from nas.evaluation.laddered import Laddered
-from nas.evaluation.memory_bound import Fitting, Remembering
-from nas.job.final_training import train_final
-from nas.job.search_run import search
-from nas.oneshot.supernet import Supernet
-from nas.searchers import RandomSearch
-from nas.training.accumulation import in_parts
-from nas.training.accuracy import evaluate, predictions
-from nas.training.easing import Ease, begun, eased
-from nas.training.loop import Loop
-from nas.training.needs import MEMORY, NEEDED, failed_for_memory, memory_bytes, training_bytes
+from nas.errors import Stopped, TrialError
+from nas.evaluate.trained import Trained
+from nas.run.pipeline import search
+from nas.training.evaluate import evaluate, judged
+from nas.training.loop import Loop, accumulate
+from nas.training.memory_estimate import memory_bytes
 from nas.training.recipe import Recipe
-from nas.training.resumable import Stopped
-from nas.training.train import train
+from nas.training.retry import Retry, last_retry
 from nas.types import Trial
-from nas.user_code import memory_errors, reason_of
 
 DIGITS = nas.load_task("digits")
 TASK = DIGITS.reduced(128)
@@ -55,19 +45,12 @@ def hungry(most, **settings):
     return flat(sound=lambda: nn.Linear(64, 10), hungry=lambda: Hungry(most, **settings))
 
 
-def failure(space, *, recipe=RECIPE, genotype=(1,)):
-    with pytest.raises(TrialError) as caught:
-        Trained(space, TASK, recipe)(Trial(0, genotype, 1), rng())
-    return caught.value
-
-
 # -- the same step in parts ------------------------------------------------------------------------------
 
 
 def gradients(network, passes):
-    whole = {"forward": lambda net, x, _: net(x)}
-    loop = Loop(network, TASK, RECIPE, seed=3, split=TASK.train, **whole)
-    loss = in_parts(passes)(loop)
+    loop = Loop(network, TASK, RECIPE, seed=3, split=TASK.train, passes=passes)
+    loss = accumulate(loop, loop.begin())
     return loss, [p.grad.clone() for p in network.parameters()]
 
 
@@ -81,22 +64,6 @@ def test_parts_of_a_batch_have_its_gradient(passes):
     assert torch.allclose(loss, parts_loss, rtol=1e-5)
     for one, other in zip(whole, parts, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-7)
-
-
-def test_batch_norm_sees_the_parts():
-    network = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10))
-    gradients(network, 4)
-    assert network[0].num_batches_tracked == 4
-
-
-def test_parts_without_a_gradient_are_told():
-    class Constant(nn.Linear):
-        def forward(self, x):
-            return torch.zeros(len(x), 10)
-
-    with pytest.raises(TrialError, match="depends on no trainable parameter") as caught:
-        train(Constant(64, 10), TASK, RECIPE, seed=0, backward=in_parts(2))
-    assert caught.value.reason == "no-grad"
 
 
 # -- trials ----------------------------------------------------------------------------------------------
@@ -113,33 +80,6 @@ def test_a_trial_takes_its_batches_in_halves_until_they_fit(caplog, most, passes
     whole = Trained(hungry(32), TASK, RECIPE)(Trial(5, (1,), 2), rng())
     assert "passes_per_step" not in whole
     assert metrics["val_loss"] == pytest.approx(whole["val_loss"], rel=1e-4)
-
-
-def test_after_three_halvings_it_fails_with_what_it_needs():
-    error = failure(hungry(3))
-    assert error.reason == "oom"
-    assert "tried again with batches in 8 parts" in str(error)
-    assert error.metrics.keys() == {"params", "macs", NEEDED, MEMORY}
-    assert error.metrics[NEEDED] == Trained(hungry(3), TASK, RECIPE).needed_bytes(Trial(0, (1,), 1))
-    assert error.metrics[MEMORY] == TOTAL
-
-
-def test_every_part_keeps_the_two_images_that_batch_norm_needs():
-    assert [Ease(passes=p).after("oom", 8) for p in (1, 2, 4)] == [Ease(passes=2), Ease(passes=4), None]
-    assert Ease().after("oom", 3) is None
-    assert Ease(passes=8).after("oom", 1024) is None
-
-
-def test_lack_of_memory_and_divergence_are_eased_together():
-    class Both(Fragile):
-        def forward(self, x):
-            if not x.is_meta and self.training and len(x) > 16:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return super().forward(x)
-
-    recipe = dataclasses.replace(RECIPE, lr=0.5, mixup=0.0)
-    metrics = Trained(flat(both=lambda: Both(1.0)), TASK, recipe)(Trial(0, (0,), 2), rng())
-    assert (metrics["lr_factor"], metrics["passes_per_step"]) == (0.1, 2)
 
 
 class Later(nn.Linear):
@@ -170,85 +110,11 @@ def test_a_killed_training_goes_on_in_the_same_parts(tmp_path):
     whole = Trained(hungry(8), TASK, RECIPE)(trial, rng())
     with pytest.raises(Stopped):
         Trained(hungry(8), TASK, RECIPE, folder=tmp_path, stop=lambda: next(asked))(trial, rng())
-    assert begun(tmp_path / "trial-0") == Ease(passes=4)
+    assert last_retry(tmp_path / "trial-0") == Retry(passes=4)
     assert Trained(hungry(8), TASK, RECIPE, folder=tmp_path)(trial, rng()) == whole
 
 
-def test_a_rung_takes_its_batches_in_halves_too(tmp_path):
-    ladder = parse_ladder("epochs=1; epochs=1")
-    evaluate = Laddered(hungry(16), TASK, RECIPE, ladder, tmp_path)
-    found = [dict(evaluate(Trial(i, (1,), fidelity), rng())) for i, fidelity in enumerate((1, 2))]
-    assert [m["passes_per_step"] for m in found] == [2, 2]
-    assert (found[1]["epochs_trained"], found[1]["continued"]) == (1, 1)
-    too_hungry = Laddered(hungry(1), TASK, RECIPE, ladder, tmp_path / "b")
-    with pytest.raises(TrialError) as caught:
-        too_hungry(Trial(0, (1,), 1), rng())
-    assert caught.value.metrics[NEEDED] == too_hungry.needed_bytes(Trial(0, (1,), 1))
-
-
-def test_what_failed_is_given_back_before_the_next_attempt():
-    import weakref
-
-    kept = []
-
-    def attempt(ease):
-        network = nn.Linear(4, 4)
-        assert all(reference() is None for reference in kept)
-        kept.append(weakref.ref(network))
-        if ease.passes < 4:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return len(kept)
-
-    assert eased(attempt, folder=None, batch=8) == (3, Ease(passes=4))
-
-
 # -- how lack of memory is told --------------------------------------------------------------------------
-
-
-def allocate_too_much():
-    torch.empty(2**60, dtype=torch.uint8)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-        MemoryError(),
-        RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"
-        ),
-        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
-        RuntimeError("CUDA error: out of memory"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    ],
-)
-def test_every_kind_of_it_is_known(error):
-    assert reason_of(error) == "oom"
-    with pytest.raises(TrialError, match="out of memory while testing") as caught, memory_errors("testing"):
-        raise error
-    assert caught.value.reason == "oom"
-
-
-def test_the_allocator_of_the_cpu_is_understood():
-    with pytest.raises(TrialError) as caught, memory_errors("allocating"):
-        allocate_too_much()
-    assert caught.value.reason == "oom"
-    assert "in allocate_too_much" not in str(caught.value) and "torch.empty(2**60" in str(caught.value)
-
-
-def test_other_errors_pass():
-    with pytest.raises(RuntimeError, match="shapes differ"), memory_errors("testing"):
-        raise RuntimeError("shapes differ")
-
-
-def test_an_architecture_that_cannot_be_allocated_while_it_is_built_runs_out_of_memory():
-    class Wide(nn.Linear):
-        def __init__(self):
-            super().__init__(64, 10)
-            if not self.weight.is_meta:
-                allocate_too_much()
-
-    assert failure(flat(a=Wide), genotype=(0,)).reason == "oom"
 
 
 # -- evaluation ------------------------------------------------------------------------------------------
@@ -263,122 +129,10 @@ def test_evaluation_takes_smaller_batches():
     assert found == pytest.approx(wanted, rel=1e-6)
     assert network[1].seen[:5] == [512, 256, 128, 64, 64]
     assert sum(n for n in network[1].seen if n <= 100) == len(DIGITS.val)
-    assert torch.equal(predictions(network, DIGITS, DIGITS.val), predictions(plain, DIGITS, DIGITS.val))
-
-
-def test_where_not_one_image_fits_it_is_told():
-    network = nn.Sequential(nn.Flatten(), Hungry(0, training=False))
-    with pytest.raises(TrialError, match="out of memory while evaluating at batch 1") as caught:
-        evaluate(network, TASK, TASK.val)
-    assert caught.value.reason == "oom"
-
-
-def test_a_trial_whose_validation_takes_smaller_batches_is_the_same():
-    found = Trained(hungry(7, training=False), TASK, RECIPE)(Trial(0, (1,), 2), rng())
-    wanted = Trained(hungry(10**6), TASK, RECIPE)(Trial(0, (1,), 2), rng())
-    assert found == pytest.approx(wanted, rel=1e-6)
-
-
-def test_shared_weights_are_measured_in_smaller_portions():
-    class Most(nn.Module):
-        def forward(self, x):
-            if not x.is_meta and len(x) > 300:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return x
-
-    def build(choose):
-        act = choose.op("act", {"most": Most, "same": nn.Identity})
-        return nn.Sequential(nn.Flatten(), act, nn.Linear(64, 10))
-
-    torch.manual_seed(0)
-    supernet = Supernet(nas.Space("portions", build))
-    evaluator = Inherited(supernet, DIGITS, calibration=64)
-    found, wanted = (evaluator(Trial(0, (option,), 0), rng()) for option in (0, 1))
-    assert found == pytest.approx(wanted, rel=1e-5)
+    assert torch.equal(*(judged(net, DIGITS, DIGITS.val)[1] for net in (network, plain)))
 
 
 # -- what is learned of it -------------------------------------------------------------------------------
-
-
-def failed(number, needed, *, memory=TOTAL, genotype=(0,)):
-    metrics = {NEEDED: float(needed), MEMORY: float(memory)}
-    return Trial(number, genotype, 1, "failed", metrics, reason="oom: out of memory")
-
-
-def test_the_smallest_that_ran_out_is_the_bound():
-    history = [
-        failed(0, 500),
-        failed(1, 300),
-        failed(2, 400),
-        Trial(3, (0,), 1, "done", {NEEDED: 1.0, MEMORY: 1e30}),
-    ]
-    assert failed_for_memory(history, TOTAL).number == 1
-    assert failed_for_memory([], TOTAL) is None
-
-
-def test_a_smaller_device_or_one_that_others_filled_teaches_nothing():
-    history = [failed(0, 500), failed(1, 300, memory=TOTAL // 2)]
-    assert failed_for_memory(history, TOTAL).number == 0
-    assert failed_for_memory(history, 2 * TOTAL) is None
-    assert failed_for_memory(history, TOTAL // 4).number == 1
-
-
-def test_the_estimate_is_that_of_the_smallest_part():
-    counted = nas.cost.Cost(params=10, macs=0, activation_bytes=100, peak_bytes=0)
-    assert [training_bytes(counted, batch) for batch in (64, 16, 8, 4, 2)] == [920, 320, 320, 320, 320]
-
-
-def test_what_needs_as_much_is_not_trained():
-    asked = []
-
-    def measure(trial, stream):
-        asked.append(trial.number)
-        return {"val_acc": 1.0}
-
-    needs = {(0,): 299, (1,): 300, (2,): 301}
-    history = [failed(4, 300)]
-    remembering = Remembering(measure, lambda t: needs[t.genotype], TOTAL, history)
-    assert remembering(Trial(5, (0,), 1), rng()) == {"val_acc": 1.0}
-    for number, genotype in ((6, (1,)), (7, (2,))):
-        with pytest.raises(TrialError, match=r"learned: it needs at least 0 MiB .* than trial 4") as caught:
-            remembering(Trial(number, genotype, 1), rng())
-        assert caught.value.reason == "oom"
-        assert NEEDED not in caught.value.metrics
-    # The trial that failed is not judged by itself, nor by later ones: a resumed study repeats itself.
-    assert remembering(Trial(3, (2,), 1), rng()) == {"val_acc": 1.0}
-    assert asked == [5, 3]
-
-
-def test_what_another_study_found_out_counts_too():
-    remembering = Remembering(lambda *_: {}, lambda _: 10, TOTAL, [], [failed(40, 10)])
-    with pytest.raises(TrialError, match="learned"):
-        remembering(Trial(0, (0,), 1), rng())
-
-
-def many():
-    def build(choose):
-        first, second = (choose.op(name, {f"{i}": nn.Tanh for i in range(5)}) for name in "ab")
-        return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), first, second)
-
-    return nas.Space("many", build)
-
-
-def test_the_searcher_is_asked_again():
-    space = many()
-    fitting = Fitting(RandomSearch(), lambda genotype: 10 * sum(genotype), TOTAL)
-    plain = [RandomSearch().ask(space, [], rng(seed)) for seed in range(20)]
-    assert [fitting.ask(space, [], rng(seed)) for seed in range(20)] == plain
-    bounded = [fitting.ask(space, [failed(0, 40, genotype=(4, 4))], rng(seed)) for seed in range(20)]
-    assert all(sum(genotype) < 4 for genotype in bounded)
-    assert [b for b, p in zip(bounded, plain, strict=True) if sum(p) < 4] == [p for p in plain if sum(p) < 4]
-
-
-def test_an_architecture_whose_size_is_unknown_is_proposed():
-    def unknown(genotype):
-        raise TrialError("build", "no")
-
-    fitting = Fitting(RandomSearch(), unknown, TOTAL)
-    assert len(fitting.ask(many(), [failed(0, 40, genotype=(4, 4))], rng())) == 2
 
 
 def sizes():
@@ -422,34 +176,7 @@ def test_a_search_learns_from_one_failure_and_resumes_with_what_it_learned(tmp_p
     assert calls > 70
 
 
-def test_where_nothing_fits_the_search_stops_and_says_what_to_do(tmp_path):
-    def build(choose):
-        acts = [choose.op(f"act{i}", {name: nn.Identity for name in "abc"}) for i in range(3)]
-        return nn.Sequential(nn.Flatten(), Hungry(0), *acts)
-
-    with pytest.raises(NoModelError) as caught:
-        search(
-            nas.Space("full", build),
-            DIGITS,
-            "random",
-            out=tmp_path,
-            settings=SETTINGS | {"trials": 20, "max_failures": 4},
-        )
-    text = str(caught.value)
-    assert "the last 4 trials failed" in text and "4 x oom: " in text
-    assert "oom: memory runs out: lower trial.batch, or leave large architectures out" in text
-
-
 # -- the last training -----------------------------------------------------------------------------------
-
-
-def test_the_last_training_takes_its_batches_in_halves_and_says_so(tmp_path):
-    progress = Recorder()
-    job, last = last_job(hungry(16), TASK, RECIPE, tmp_path, progress=progress)
-    _, metrics = train_final(job, (1,), last)
-    assert metrics["retrain_passes_per_step"] == 2
-    assert "out of memory while training at batch 32" in progress.notes[0]
-    assert "tried again with batches in 2 parts" in progress.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -1,30 +1,26 @@
 """Whatever a user's code raises, and wherever: its line is named, and only what depends on it fails."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from faulty import Raising, flat
-from jobs import SMALL, TINY, Recorder
+from jobs import SMALL, TINY
 from torch import nn
 
 import nas
 from nas.errors import ConfigError, DataError, DeviceError, NoModelError, SpaceError, TrialError
-from nas.evaluation.evaluators import Trained
-from nas.evaluation.failures import ADVICE
-from nas.evaluation.fidelity import parse_ladder
-from nas.evaluation.laddered import Laddered
-from nas.job.search_run import search
-from nas.registry import load
-from nas.schedulers.scheduler import Fixed
-from nas.searchers import RandomSearch
-from nas.storage.journal import journal_storage
-from nas.study import Study
+from nas.evaluate.multi_fidelity import Laddered
+from nas.evaluate.trained import Trained
+from nas.run.pipeline import search
+from nas.searchers.fidelity import parse_ladder
+from nas.searchers.scheduler import Fixed
+from nas.space.loading import load
+from nas.study.storage import open_storage
+from nas.study.study import Study
 from nas.training.recipe import Recipe
 from nas.types import Trial
-from nas.user_code import reason_of
 
 ENGINE = f"{Path(nas.__file__).parent}/"
 DIGITS = nas.load_task("digits")
@@ -49,23 +45,6 @@ def ours(text):
 
 
 # -- operations ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", [KeyError, ValueError, RuntimeError, RecursionError])
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-def test_an_operation_that_raises_fails_its_trial_with_the_line(kind, backward):
-    found = failure(flat(a=lambda: Raising(kind(3), backward=backward)))
-    assert found.reason == "error"
-    assert kind.__name__ in str(found) and ours(str(found))
-    assert ("raise ctx.error" if backward else "raise self.error") in str(found)
-
-
-def test_a_rung_names_the_line_too(tmp_path):
-    ladder = parse_ladder("epochs=1; epochs=1")
-    with pytest.raises(TrialError, match=r"raise self\.error"):
-        Laddered(flat(a=lambda: Raising(KeyError("k"))), TASK, RECIPE, ladder, tmp_path)(
-            Trial(0, (0,), 1), rng()
-        )
 
 
 class Unbuildable(nn.Linear):
@@ -96,12 +75,6 @@ def test_what_cannot_be_built_fails_its_trial_and_not_the_search(tmp_path, error
     assert caught.value.reason == reason
 
 
-def test_a_search_goes_on_after_an_architecture_that_cannot_be_built(tmp_path):
-    space = flat(broken=lambda: Unbuildable(KeyError("k")), sound=lambda: nn.Linear(64, 10))
-    result = search(space, DIGITS, "random", out=tmp_path, settings=SETTINGS)
-    assert result.genotype == (1,) and result.failures == {"build": 1}
-
-
 class OnlyMeta(nn.Linear):
     def forward(self, x):
         if not x.is_meta:
@@ -119,29 +92,6 @@ class OnlyReal(nn.Linear):
 @pytest.mark.parametrize("kind", [OnlyMeta, OnlyReal])
 def test_an_operation_that_the_device_lacks_is_unsupported(kind):
     assert failure(flat(a=lambda: kind(64, 10))).reason == "unsupported"
-
-
-def test_a_module_without_a_forward_method_is_no_network():
-    assert failure(flat(a=nn.Module)).reason == "build"
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (RuntimeError("\"slow_conv2d\" not implemented for 'Half'"), "unsupported"),
-        (RuntimeError("GET was unable to find an engine to execute this computation"), "unsupported"),
-        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if"), "unsupported"),
-        (RuntimeError("x_cuda does not have a deterministic implementation, but you set"), "unsupported"),
-        (torch.AcceleratorError("CUDA error: device-side assert triggered"), "device"),
-        (RuntimeError("CUDA error: an illegal memory access was encountered"), "device"),
-        (NotImplementedError('Module [A] is missing the required "forward" function'), "error"),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "error"),
-        (KeyError("out of memory"), "error"),
-    ],
-)
-def test_reasons_are_told_by_kind_and_words(error, reason):
-    assert reason_of(error) == reason
-    assert reason in ADVICE
 
 
 def test_a_network_without_a_gradient_is_told():
@@ -198,7 +148,7 @@ def raising_space(where):
     def project(decisions, scores):
         if where == "project":
             raise ZeroDivisionError("in project")
-        return nas.space.argmax(decisions, scores)
+        return nas.space.space.argmax(decisions, scores)
 
     return nas.Space("raising", build, project)
 
@@ -227,7 +177,7 @@ class Searches:
 
 
 def studied(tmp_path, answer):
-    return Study(load("toy"), Fixed(Searches(answer), 1), journal_storage(tmp_path / "s.log"), name="s")
+    return Study(load("toy"), Fixed(Searches(answer), 1), open_storage(tmp_path / "s.log"), name="s")
 
 
 def test_a_searcher_that_raises_is_named_with_its_line(tmp_path):
@@ -238,39 +188,12 @@ def test_a_searcher_that_raises_is_named_with_its_line(tmp_path):
     assert ours(text) and "check_searcher" in text
 
 
-class Wordless:
-    """Has no `ask`."""
-
-
-class Curt:
-    """Takes too little."""
-
-    def ask(self, space):
-        return (0, 0, 0)
-
-
-@pytest.mark.parametrize(
-    ("searcher", "words"), [(Wordless(), "no attribute 'ask'"), (Curt(), "takes 2 positional")]
-)
-def test_a_searcher_without_the_right_method_is_refused(tmp_path, searcher, words):
-    study = Study(load("toy"), Fixed(searcher, 1), journal_storage(tmp_path / "s.log"), name="s")
-    with pytest.raises(ConfigError, match=f"failed to propose trial 0: .*{words}"):
-        study.run(lambda trial, _: {"val_acc": 1.0}, trials=3)
-    assert not study.history
-
-
 @pytest.mark.parametrize("answer", [(0,), (0, 0, 9), None, [0, 0, 0], "abc", (0.5, 0, 0), ("0", 0, 0)])
 def test_a_proposal_that_is_no_architecture_is_refused_and_not_recorded(tmp_path, answer):
     study = studied(tmp_path, lambda space: answer)
     with pytest.raises((ConfigError, SpaceError)):
         study.ask()
     assert not study.history and not study.optuna_study.trials
-
-
-def test_numbers_of_numpy_are_taken_as_options(tmp_path):
-    trial = studied(tmp_path, lambda space: tuple(np.array([2, 1, 0]))).ask()
-    assert trial.genotype == (2, 1, 0)
-    assert {type(option) for option in trial.genotype} == {int}
 
 
 def test_a_data_set_that_raises_is_named_with_its_line():
@@ -324,23 +247,6 @@ def test_a_method_that_raises_is_named_with_its_line(tmp_path, function, words, 
     assert words in str(caught.value) and line in str(caught.value)
 
 
-def test_an_evaluator_that_raises_fails_its_trials(tmp_path):
-    study = Study(load("toy"), Fixed(RandomSearch(), 1), journal_storage(tmp_path / "s.log"), name="s")
-    study.run(lambda trial, _: {"val_acc": [0.5][trial.number]}, trials=3)
-    assert [t.state for t in study.history] == ["done", "failed", "failed"]
-    assert study.history[1].reason.startswith("error: IndexError") and ours(study.history[1].reason)
-
-
-def test_what_a_failed_trial_found_out_is_recorded(tmp_path):
-    def measure(trial, stream):
-        raise TrialError("oom", "no memory", {"needed_bytes": 12.0})
-
-    study = Study(load("toy"), Fixed(RandomSearch(), 1), journal_storage(tmp_path / "s.log"), name="s")
-    study.run(measure, trials=1)
-    again = Study(load("toy"), Fixed(RandomSearch(), 1), journal_storage(tmp_path / "s.log"), name="s")
-    assert again.history[0].metrics == {"needed_bytes": 12.0} and again.history[0].state == "failed"
-
-
 # -- too many failures -----------------------------------------------------------------------------------
 
 
@@ -359,34 +265,3 @@ def test_the_diagnosis_counts_reasons_and_says_what_to_change(tmp_path):
         *("  6 x error", "  3 x build", "what to do", "  error", "  build")
     ]
     assert "raise self.error" in text and "nas validate" in text
-
-
-def test_the_limit_may_be_raised_when_a_search_is_resumed(tmp_path):
-    space = flat(
-        **{f"raises{i}": lambda: Raising(KeyError("k")) for i in range(3)}, sound=lambda: nn.Linear(64, 10)
-    )
-    settings = SETTINGS | {"trials": 4}
-    with pytest.raises(NoModelError, match="the last 1 trial failed"):
-        search(space, DIGITS, "random", out=tmp_path, settings=settings | {"max_failures": 1})
-    progress = Recorder()
-    resumed = search(
-        space, DIGITS, "random", out=tmp_path, settings=settings | {"max_failures": 9}, progress=progress
-    )
-    assert resumed.failures == {"error": 3} and resumed.genotype == (3,)
-
-
-def test_messages_that_differ_in_numbers_only_count_as_one():
-    from nas.evaluation.failures import count, diagnosis
-
-    reasons = [
-        "nan: loss at step 50",
-        "nan: loss at step 7",
-        "nan: odd",
-        "nan: odd",
-        "nan: loss at step 1",
-        "oom: x",
-    ]
-    history = [Trial(i, (0,), 1, "failed", reason=r) for i, r in enumerate(reasons)]
-    assert count([*history, Trial(9, (0,), 1, "done")]) == {"nan": 5, "oom": 1}
-    assert diagnosis(history).startswith("\n  5 x nan: loss at step 50\n  1 x oom: x\nwhat to do:\n  nan: ")
-    assert diagnosis([dataclasses.replace(history[0], reason="new: y")]) == "\n  1 x new: y"

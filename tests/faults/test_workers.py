@@ -1,119 +1,188 @@
-"""Whole searches by several workers: killed, frozen, drained, late, and in the end as if nothing had been."""
+"""Trials in processes of their own: what dies, hangs or cannot be sent costs its own trial alone."""
 
 import os
 import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import optuna
 import pytest
-from soak import alive, begin, check, children, joined, read, soak, until
+from killing import run_killed
 
-from nas.workers.claims import owner_of
+from nas.errors import ConfigError, Stopped
+from nas.searchers.evolution import RegularizedEvolution
+from nas.searchers.scheduler import Fixed
+from nas.space.loading import load
+from nas.study.storage import open_storage
+from nas.study.study import Study
+from nas.study.workers import Borrowed, Processes, Workers
 
-BRIEF = {"workers": 3, "lease_s": 60.0, "steps": 8, "step_s": 0.02}
-LONGER = BRIEF | {"step_s": 0.06}
-"""So that there is time for a fault before the end, also where the test has to wait for a processor."""
+CELLS = load("nasbench201")
 
 
-def first_trials(folder, process, number):
-    """Waits until so many trials have ended; returns the worker processes."""
-    until(
-        lambda: not process.is_alive() or ((folder / "study.log").exists() and read(folder).ended >= number)
+@pytest.fixture(autouse=True)
+def _quiet():
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@pytest.fixture
+def processes(tmp_path):
+    found = Processes()
+    yield found
+    found.close()
+
+
+def make(path, **settings):
+    evolution = Fixed(RegularizedEvolution(4, 2), epochs=1)
+    return Study(CELLS, evolution, open_storage(path / "study.log"), name="s", **({"seed": 1} | settings))
+
+
+class Scored:
+    """A trial that depends on its architecture and its stream, and does what its number says."""
+
+    def __init__(self, folder, **does):
+        self.folder, self.does = folder, does
+
+    def __call__(self, trial, rng):
+        with (self.folder / f"begun-{trial.number}").open("a") as file:
+            file.write("x")
+        attempt = (self.folder / f"begun-{trial.number}").stat().st_size
+        match self.does.get(f"n{trial.number}"):
+            case "dies once" if attempt == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "ends":
+                os._exit(0)
+            case "hangs once" if attempt == 1:
+                time.sleep(60)
+            case "hangs":
+                time.sleep(60)
+            case "raises":
+                raise ValueError("the user's")
+            case "is slow":
+                time.sleep(0.5)
+            case "waits for trial 3":
+                while not (self.folder / "begun-3").exists():
+                    time.sleep(0.05)
+        return {"val_acc": sum(trial.genotype) / 30 + 0.01 * rng.random()}
+
+
+def timeless(history):
+    return [(t.number, t.genotype, t.state, dict(t.metrics)) for t in history]
+
+
+def test_each_failure_costs_its_own_trial_alone(tmp_path, processes):
+    does = {"n1": "dies once", "n2": "dies", "n3": "ends", "n4": "raises", "n5": "hangs once", "n6": "hangs"}
+    workers = Workers(processes.slots(2), tmp_path, timeout_s=4.0)
+    study = make(tmp_path)
+    study.run(Scored(tmp_path, **does), trials=9, workers=workers)
+    failed = {t.number: t.reason for t in study.history if t.state == "failed"}
+    assert failed.keys() == {2, 3, 4, 6}
+    assert failed[2].startswith("crash: its worker was lost 3 times")
+    assert failed[4].startswith("error: ValueError: the user's")
+    assert failed[6] == "timeout: longer than 4 s, twice"
+    assert len((tmp_path / "begun-2").read_text()) == 3 and len((tmp_path / "begun-5").read_text()) == 2
+    assert [t.number for t in study.history] == list(range(9))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_with_workers_the_same_seed_gives_the_same_study_whatever_ends_first(tmp_path, processes, count):
+    found = []
+    for slow in ("n1", "n6"):
+        place = tmp_path / slow
+        place.mkdir()
+        study = make(place)
+        workers = Workers(processes.slots(count), place)
+        study.run(Scored(place, **{slow: "is slow"}), trials=10, workers=workers)
+        found.append(timeless(study.history))
+    assert found[0] == found[1]
+
+
+def test_an_unordered_study_never_waits_for_a_slow_trial(tmp_path, processes):
+    study, workers = make(tmp_path), Workers(processes.slots(2), tmp_path, ordered=False)
+    ended = []
+    study.run(
+        Scored(tmp_path, n0="waits for trial 3"),
+        trials=8,
+        workers=workers,
+        on_trial=lambda t: ended.append(t.number),
     )
-    assert process.is_alive()
-    return children(process.pid)
+    assert sorted(ended) == list(range(8)) and ended[0] != 0
 
 
-def stop_one_at_work(folder, pids):
-    """Stops a process that has a trial under way; the rest of the search must not end without it."""
-    while True:
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-            if any(owner_of(trial)[0].pid == pid for trial in read(folder).under_way):
-                return pid
-            os.kill(pid, signal.SIGCONT)
+def test_any_executor_will_do(tmp_path):
+    with ThreadPoolExecutor(2) as executor:
+        workers = Workers([Borrowed(executor), Borrowed(executor)], tmp_path)
+        study = make(tmp_path)
+        study.run(Scored(tmp_path, n1="raises"), trials=6, workers=workers)
+    assert [t.state for t in study.history] == ["done", "failed", "done", "done", "done", "done"]
 
 
-def end(process):
-    process.join()
-    assert process.exitcode == 0
+def test_a_study_that_is_stopped_leaves_no_process_and_goes_on(tmp_path, processes):
+    asked = []
+
+    def stop():
+        asked.append(1)
+        if len(asked) > 12:
+            raise Stopped("enough")
+        return False
+
+    slow = Scored(tmp_path, **{f"n{i}": "is slow" for i in range(9)})
+    with pytest.raises(Stopped):
+        make(tmp_path).run(slow, trials=9, workers=Workers(processes.slots(2), tmp_path, stop=stop))
+    again = make(tmp_path)
+    assert again.ended < 9
+    again.run(slow, trials=9, workers=Workers(processes.slots(2), tmp_path))
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    other = make(whole)
+    other.run(Scored(whole), trials=9, workers=Workers(processes.slots(2), whole))
+    assert timeless(again.history) == timeless(other.history)
 
 
-def test_without_faults_every_trial_is_evaluated_once_and_step_by_step(tmp_path):
-    end(begin(tmp_path, trials=12, **BRIEF))
-    assert check(tmp_path, 12) == {"told": 12, "told late": 0, "done": 12}
-    for number in range(12):
-        assert (tmp_path / f"steps-{number}").read_text().split() == list("01234567")
+def test_what_cannot_be_sent_is_refused_in_words(tmp_path, processes):
+    held = threading.Lock()
+    with pytest.raises(ConfigError, match="cannot be sent to other processes"):
+        workers = Workers(processes.slots(1), tmp_path)
+        make(tmp_path).run(lambda *_: {"val_acc": float(bool(held))}, trials=1, workers=workers)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_killed_at_random_moments_each_trial_is_told_once(tmp_path, seed):
-    found = soak(tmp_path, trials=24, workers=3, kills=10, seed=seed, longest_s=0.2, steps=12)
-    assert found["told"] == 24
-    assert found["restarts"] == 1
+def search_killed(folder):
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    place = Path(folder)
+    processes = Processes()
+    make(place).run(Scored(place), trials=12, workers=Workers(processes.slots(2), place))
+    processes.close()
 
 
-def test_a_killed_coordinator_leaves_nobody_behind_and_the_next_one_goes_on(tmp_path):
-    process = begin(tmp_path, trials=16, **LONGER)
-    orphans = first_trials(tmp_path, process, 4)
-    assert orphans
-    process.kill()
-    process.join()
-    until(lambda: not any(map(alive, orphans)))
-    study = read(tmp_path)
-    assert study.ended < 16
-    assert {trial.state.name for trial in study.under_way} <= {"WAITING"}
-    end(begin(tmp_path, trials=16, **BRIEF))
-    assert check(tmp_path, 16)["done"] == 16
-    for number in range(16):  # what was saved was not done again
-        assert (tmp_path / f"steps-{number}").read_text().split() == list("01234567")
+def test_killed_at_random_points_a_study_by_workers_is_the_uninterrupted_one(tmp_path):
+    run_killed(search_killed, tmp_path, kills=4, longest_s=3.0, seed=2)
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    search_killed(whole)
+    assert timeless(make(tmp_path).history) == timeless(make(whole).history)
 
 
-def test_sigterm_drains_the_workers_and_nothing_is_lost_or_repeated(tmp_path):
-    process = begin(tmp_path, trials=16, **LONGER)
-    pids = first_trials(tmp_path, process, 4)
-    os.kill(process.pid, signal.SIGTERM)
-    process.join()
-    assert process.exitcode == 143
-    assert not any(map(alive, pids))
-    study = read(tmp_path)
-    assert {trial.state.name for trial in study.under_way} <= {"WAITING"}
-    assert all(owner_of(trial)[1] == 0 for trial in study.under_way)
-    end(begin(tmp_path, trials=16, **BRIEF))
-    assert check(tmp_path, 16)["done"] == 16
-    for number in range(16):
-        assert (tmp_path / f"steps-{number}").read_text().split() == list("01234567")
+PROGRAM = """
+import nas
+
+result = nas.search(
+    space="toy", task="digits", method="random", out="run",
+    settings={"trials": 3, "epochs": 1, "workers": 2, "baselines": False, "export": False, "pictures": False,
+              "search_images": 128, "space_settings": {"width": 4}, "retrain": {"epochs": 1}, "top_k": 1},
+)
+print(len(result.history))
+"""
 
 
-def test_a_frozen_worker_is_replaced_and_its_trial_done_by_another(tmp_path):
-    settings = LONGER | {"lease_s": 6.0}
-    process = begin(tmp_path, trials=14, **settings)
-    frozen = stop_one_at_work(tmp_path, first_trials(tmp_path, process, 2))
-    until(lambda: not alive(frozen))
-    end(process)
-    assert check(tmp_path, 14)["done"] == 14
-    assert "gave no sign of life" in (tmp_path / "coordinator.log").read_text()
-
-
-def test_a_worker_that_was_frozen_beyond_its_lease_comes_back_too_late(tmp_path):
-    """Nobody can kill one that joined from elsewhere: it goes on, and what it then tells is refused."""
-    pace = {"trials": 3, "lease_s": 2.0, "steps": 1, "step_s": 2.0}
-    frozen = begin(tmp_path, joined, **pace)
-    until((tmp_path / "begun-0").exists)
-    os.kill(frozen.pid, signal.SIGSTOP)
-    other = begin(tmp_path, joined, **pace)
-    until(lambda: read(tmp_path).ended == 3)
-    os.kill(frozen.pid, signal.SIGCONT)
-    end(other)
-    end(frozen)
-    assert check(tmp_path, 3) == {"told": 3, "told late": 0, "done": 3}
-    study = read(tmp_path)
-    owners = {owner_of(study.storage.get_trial(number))[0].pid for number in range(3)}
-    assert owners == {other.pid}
-    assert owner_of(study.storage.get_trial(0))[1] == 2
-
-
-def test_a_trial_that_takes_too_long_is_begun_once_more_and_then_fails(tmp_path):
-    settings = BRIEF | {"workers": 1, "steps": 1, "step_s": 600.0, "trial_timeout_s": 0.3}
-    process = begin(tmp_path, trials=1, **settings)
-    end(process)
-    assert read(tmp_path).history[0].reason == "timeout: longer than 0.3 s"
-    assert check(tmp_path, 1) == {"told": 1, "told late": 0, "failed": 1}
+def test_a_program_needs_no_main_guard(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, "program.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["3"]

@@ -1,1 +1,0 @@
-"""Architectures and spaces as numbers, graphs and words: counted, encoded, probed, changed."""

@@ -1,1 +1,0 @@
-"""The time of a job: measured ahead, divided, kept to."""

@@ -1,1 +1,0 @@
-"""Starting workers elsewhere: through SLURM or Ray."""

@@ -1,7 +1,0 @@
-"""Fused execution of cells: the same modules, several of a kind in one call, channels last in memory.
-
-`execution` says which way the cells of a network run, by what `verdict` remembers of kernels on a GPU, which
-`settling` and `trying` have tried. `cells` runs one cell: `rules` say how layers run together, `plan` which
-operations do, as far as `trust` has seen that they may. What kernels know of them (`stages`, `families`) is
-laid out in memory (`drafts`, `laying_out`, `layout`) for `kernels`.
-"""

@@ -1,1 +1,0 @@
-"""How long each trial is trained, and which go on."""

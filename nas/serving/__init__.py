@@ -1,1 +1,0 @@
-"""A found model behind HTTP, run by onnxruntime: nothing here imports torch."""
