@@ -90,14 +90,14 @@ def alpha_gradient(search: Bilevel, train: Batch, val: Batch) -> list[Tensor]:
         watched = [] if freezer is None else freezer.weights
         with without_gradients([] if watched else search.loop.parameters.values()):
             loss = search.validation_loss(val, mixture)
-            found = torch.autograd.grad(loss, [*targets, *watched], allow_unused=True, materialize_grads=True)
-        found = search.loop.average(found, search.validation.size)
+            own = torch.autograd.grad(loss, [*targets, *watched], allow_unused=True, materialize_grads=True)
+        found = search.loop.average(list(own), search.validation.size)
         if freezer is not None:
             freezer.validation = found[len(targets) :]
     gradient = found[: len(targets)]
     if method.regularizers:
         added = gradients(search.penalty(), supernet.architecture())
-        gradient = [own + more for own, more in zip(gradient, added, strict=True)]
+        gradient = [g + more for g, more in zip(gradient, added, strict=True)]
     return gradient
 
 
