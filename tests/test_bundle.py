@@ -1,8 +1,6 @@
 """A bundle: every form is the scored model, and one that is not is refused."""
 
-import json
 import os
-import re
 import shutil
 import sys
 from dataclasses import replace
@@ -18,8 +16,8 @@ import nas
 from nas.__main__ import app
 from nas.errors import ConfigError, MismatchError
 from nas.export.bundle import bundle, card, origin, record_of
-from nas.export.formats import Pixels
-from nas.export.verify import TOLERANCE, prove
+from nas.export.formats import FILES, Pixels
+from nas.export.verify import prove
 from nas.files.folder import check_manifest, folder_lock
 
 pytest.importorskip("onnxruntime", reason="the ONNX form needs the extra `onnx`")
@@ -33,71 +31,44 @@ def task():
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A finished search with its bundle, and what was told of it."""
-    folder, heard = tmp_path_factory.mktemp("runs") / "run", Recorder()
+    """A finished search with its bundle."""
     settings = {**SMALL, "trials": 1, "retrain": {"epochs": 2}, "export": True}
-    result = nas.search("toy", "digits", "random", out=folder, settings=settings, progress=heard)
-    return result, [note for note in heard.notes if note.startswith("export: ")][1:]
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return nas.search("toy", "digits", "random", out=folder, settings=settings, progress=False)
 
 
 @pytest.fixture
 def result(exported, tmp_path):
     """The finished search in a folder that may be changed."""
-    return replace(exported[0], folder=shutil.copytree(exported[0].folder, tmp_path / "copy"))
+    return replace(exported, folder=shutil.copytree(exported.folder, tmp_path / "copy"))
 
 
 @pytest.fixture
 def given(exported, task):
     """Eight images as forms take them, their labels, and the logits of the scored model."""
     pixels = task.test.x[:8].numpy().astype(np.float32) / 255
-    model = Pixels(exported[0].network, exported[0].inputs)
-    return pixels, task.test.y[:8].numpy(), model.logits(pixels)
+    return pixels, task.test.y[:8].numpy(), Pixels(exported.network, exported.inputs).logits(pixels)
 
 
 def card_of(result):
     return (result.folder / "MODEL_CARD.md").read_text()
 
 
-def test_every_form_is_the_scored_model(exported):
-    result, told = exported
-    assert [line.split(": ")[1] for line in told] == ["source", "program", "onnx"]
-    for line in told:
-        difference = re.search(r"differ by at most (\S+) of the largest", line)[1]
-        assert float(difference) < 1e-5 < TOLERANCE <= 1e-4
-        assert "0 answers differ" in line and f"accuracy {result.metrics['test_acc']:.4f};" in line
-        assert "ms for 1 image" in line and "ms for 32" in line
-    assert check_manifest(result.folder) == []
-    names = {"model.py", "model.pt2", "model.onnx", "model.safetensors", "MODEL_CARD.md", "requirements.txt"}
-    assert names <= json.loads((result.folder / "manifest.json").read_text())["files"].keys()
-
-
-def test_the_card_says_how_good_and_of_what(exported):
-    result, _ = exported
-    written = card_of(result)
-    assert f"{result.metrics['test_acc']:.4f} (95 % interval" in written
-    assert "fingerprint" in written and "Limits" in written
+def test_the_card_says_what_was_trained_and_that_of_a_retraining_names_no_search(exported):
+    written = card_of(exported)
     assert "the default architecture" in written, "as one trial of one epoch learns nothing"
     assert "flip False" in written, "a mirrored digit is another one"
-    assert "onnxruntime>=" in (result.folder / "requirements.txt").read_text()
-    tables = [line.count("|") for line in written.splitlines() if line.startswith("| ")]
-    assert set(tables) == {3, 9}, "every row has the columns of its table"
-
-
-def test_a_card_of_a_retraining_names_no_search(exported):
-    result, _ = exported
-    record = record_of(result.folder) | {"architecture": list(result.genotype)}
-    metrics = {k: v for k, v in result.metrics.items() if k not in ("search_seconds", "rerank_seconds")}
-    text = card(replace(result, metrics=metrics), record, [], [])
-    assert "an architecture that was known, trained again from scratch (nas-engine" in text
+    record = record_of(exported.folder) | {"architecture": list(exported.genotype)}
+    metrics = {k: v for k, v in exported.metrics.items() if k not in ("search_seconds", "rerank_seconds")}
+    text = card(replace(exported, metrics=metrics), record, [], [])
     assert not any(words in text for words in ("found by", "| search |", "search 0 s"))
-    assert "default architecture" in (result.folder / "model.py").read_text()
     assert origin(record) == "trained again from scratch"
 
 
 def test_names_cannot_break_out_of_the_card(exported):
     hostile = "<script>alert(1)</script> | `x` [a](b)\n# title"
-    record = record_of(exported[0].folder)
-    text = card(exported[0], record | {"space": record["space"] | {"name": hostile}}, [], [hostile])
+    record = record_of(exported.folder)
+    text = card(exported, record | {"space": record["space"] | {"name": hostile}}, [], [hostile])
     assert "<script>" not in text.replace("\\<script\\>", "") and "\n# title" not in text
 
 
@@ -106,21 +77,20 @@ def test_names_cannot_break_out_of_the_card(exported):
     [
         ("import nas.types\nfrom old import *\n", "source imports the engine"),
         ("import no_such_package\n", r"ModuleNotFoundError.*no_such_package"),
-        ("import time\ntime.sleep(60)\n", "source did not end within 5 s"),
+        ("import time\ntime.sleep(60)\n", "source did not end within 1 s"),
     ],
 )
 def test_a_form_that_does_not_run_alone_says_why(result, given, source, words):
     (result.folder / "old.py").write_text((result.folder / "model.py").read_text())
     here = f"import sys\nsys.path += [{str(result.folder)!r}, {str(Path(nas.__path__[0]).parent)!r}]\n"
     (result.folder / "model.py").write_text(here + source)
-    limit_s = 5 if "sleep" in source else 60
+    limit_s = 1 if "sleep" in source else 60
     with pytest.raises(ConfigError, match=words):
         list(prove(result.folder, ["source"], *given, limit_s=limit_s))
 
 
 def test_another_weight_is_another_model(result, given):
-    pixels, labels, _ = given
-    changed = Pixels(result.network, result.inputs)
+    (pixels, labels, _), changed = given, Pixels(result.network, result.inputs)
     with torch.no_grad():
         next(changed.network.parameters()).mul_(1.01)
     with pytest.raises(MismatchError, match=r"source: logits differ by .* so this form is not the model"):
@@ -136,14 +106,15 @@ runpy.run_path(sys.argv[0], run_name="__main__")' "$@"
 """
 
 
-def test_every_interpreter_proves_what_it_has_the_packages_for(result, task, tmp_path):
+def test_every_interpreter_proves_what_it_has_the_packages_for(result, task, tmp_path, monkeypatch):
     """These are this one, and lack something."""
+    monkeypatch.setattr("nas.export.bundle.write_forms", lambda *_, **__: ([*FILES], []))  # they are there
     pythons = {}
-    for name, lacks in (
+    for name, lacks in [
         ("first", ["onnxruntime"]),
         ("second", ["torch"]),
         ("third", ["torch", "onnxruntime"]),
-    ):
+    ]:
         pythons[name] = tmp_path / name
         pythons[name].write_text(WITHOUT.format(python=sys.executable, lacks=str(lacks).replace("'", '"')))
         pythons[name].chmod(0o755)
@@ -166,31 +137,22 @@ def failing(error):
     return bundle
 
 
-@pytest.mark.parametrize(
-    ("broken", "words"),
-    [
-        ("write_source", "no model.py: KeyError: 'mine'"),
-        ("write_program", "no model.pt2: KeyError: 'mine'"),
-        (
-            "find_spec",
-            "no model.onnx: it needs onnx, onnxscript, onnxruntime; pip install 'nas-engine[onnx]'",
-        ),
-    ],
-)
-def test_a_form_that_cannot_be_written_leaves_a_note(result, task, monkeypatch, broken, words):
-    given = (lambda _: None) if broken == "find_spec" else failing(KeyError("mine"))
-    monkeypatch.setattr(f"nas.export.formats.{broken}", given)
+def test_a_form_that_cannot_be_written_leaves_a_note(result, task, monkeypatch):
+    monkeypatch.setattr("nas.export.formats.write_source", failing(KeyError("mine")))
+    monkeypatch.setattr("nas.export.formats.find_spec", lambda _: None)
     told = []
-    bundle(result, task, tell=told.append)
-    form = words.split(": ")[0].removeprefix("no ")
-    assert told[0].startswith(words) and not (result.folder / form).exists()
-    assert words in card_of(result).replace("\\", "") and check_manifest(result.folder) == []
+    assert [proof.form for proof in bundle(result, task, tell=told.append)] == ["program"]
+    assert told[0].startswith("no model.py: KeyError: 'mine'")
+    assert told[1].startswith("no model.onnx: it needs onnx, onnxscript, onnxruntime; pip install")
+    assert not (result.folder / "model.py").exists() and not (result.folder / "model.onnx").exists()
+    assert all(words in card_of(result).replace("\\", "") for words in told[:2])
+    assert check_manifest(result.folder) == []
 
 
 def found(folder, **settings):
     heard = Recorder()
-    given = SMALL | {"trials": 1, "top_k": 1, "export": True} | settings
-    given = {name: value for name, value in given.items() if name not in ("repeats", "top_k_epochs")}
+    given = {name: value for name, value in SMALL.items() if name not in ("repeats", "top_k_epochs")}
+    given |= {"trials": 1, "top_k": 1, "export": True} | settings
     return nas.search("toy", "digits", "random", out=folder, settings=given, progress=heard), heard.notes
 
 
@@ -210,6 +172,6 @@ def test_a_search_succeeds_without_a_bundle_and_its_command_adds_it(tmp_path, mo
 
 
 def test_an_export_waits_for_nobody_in_the_folder(exported):
-    with folder_lock(exported[0].folder):
-        done = CliRunner().invoke(app, ["export", str(exported[0].folder)])
+    with folder_lock(exported.folder):
+        done = CliRunner().invoke(app, ["export", str(exported.folder)])
     assert (done.exit_code, f"is in use by pid {os.getpid()}" in done.stderr) == (2, True)

@@ -27,7 +27,7 @@ def rebuilt(network):
 
 
 @pytest.mark.parametrize("name", bundled())
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_every_space_comes_back_to_the_bit(name, seed):
     space = load(name, {"in_channels": 3, "image_size": 32, "classes": 7})
     torch.manual_seed(seed)

@@ -12,15 +12,16 @@ from typer.testing import CliRunner
 from nas.__main__ import app
 from nas.data.loading import load_task
 from nas.errors import ConfigError, Stopped
-from nas.evaluate.calibration import FILE, Calibration, Settings, chosen_fidelity, read_calibration
+from nas.evaluate.calibration import FILE, Settings, read_calibration
 from nas.evaluate.proxies import PROXIES
 from nas.run.calibrate import calibrate, fidelities
-from nas.run.pipeline import search
+from nas.run.config import make_config
+from nas.run.preparation import prepare
 from nas.space.space import Space
 
 TASK = load_task("digits")
 FEW = Settings(architectures=5, epochs=1, repeats=2)
-CHEAP = {"epochs": 1, "evaluator": "shared", "search_images": 400, "trial": {"batch": 32}}
+CHEAP = {"epochs": 2, "search_images": 150, "trial": {"batch": 32}}
 TOY = CHEAP | {"space_settings": {"width": 4}}
 FILES = {FILE, "calibration.svg", "calibration.png", "settings.json"}
 
@@ -64,18 +65,14 @@ def test_every_group_is_there(toy):
     for e in found.estimates:
         groups.setdefault(e.group, []).append(e.name)
     assert groups["ceiling"] == ["1 epoch again (ceiling)"]
-    assert {"epochs=1", "epochs=8", "epochs=8,images=0.25", "epochs=8,width=0.5"} <= set(groups["trained"])
+    assert {"epochs=1", "epochs=2", "epochs=2,images=0.25", "epochs=2,width=0.5"} <= set(groups["trained"])
     assert set(groups["speed"]) == {f"TSE-E, {name}" for name in groups["trained"]}
     assert groups["shared"] == ["shared weights"]
     assert set(groups["proxy"]) <= {*PROXIES, "log-rank of params, macs, l2_norm"}
     assert len(groups["proxy"]) > 10
     assert all(-1 <= e.tau_low <= e.tau_high <= 1 and e.cost_s > 0 for e in found.estimates)
-    assert (found.architectures, found.epochs, found.repeats, found.fingerprint) == (
-        5,
-        1,
-        2,
-        TASK.fingerprint,
-    )
+    assert (found.architectures, found.epochs, found.repeats) == (5, 1, 2)
+    assert found.fingerprint == TASK.fingerprint
 
 
 def test_the_folder_holds_the_record_and_the_picture(toy):
@@ -87,44 +84,46 @@ def test_the_folder_holds_the_record_and_the_picture(toy):
     assert tomllib.loads((folder / "config.toml").read_text())["method"] == "random"
 
 
-def test_all_of_a_small_space_are_calibrated_with(tmp_path):
-    progress = Recorder()
-    settings = Settings(architectures=30, epochs=1, repeats=1)
-    space = by_hand()
-    found = calibrate(space, TASK, settings, out=tmp_path / "c", config=CHEAP, progress=progress)
-    assert found.architectures == 9
-    assert any("9 architectures" in note for note in progress.notes)
-    assert not [e for e in found.estimates if e.group == "ceiling"]
-
-
 # -- what a space does not have --------------------------------------------------------------------------
 
 
-def test_a_space_made_by_hand_has_one_size_and_shared_weights(tmp_path):
-    progress = Recorder()
-    found = calibrate(by_hand(), TASK, FEW, out=tmp_path / "c", config=CHEAP, progress=progress)
+def test_all_of_a_small_space_are_calibrated_with_and_one_made_by_hand_has_one_size(tmp_path):
+    settings, progress = Settings(architectures=30, epochs=1, repeats=1), Recorder()
+    found = calibrate(by_hand(), TASK, settings, out=tmp_path / "c", config=CHEAP, progress=progress)
+    assert found.architectures == 9
+    assert any("9 architectures" in note for note in progress.notes)
     names = {e.name for e in found.estimates if e.group == "trained"}
-    assert names <= {"epochs=1", "epochs=8", "epochs=8,images=0.25"}
-    for left_out in ("epochs=8,width=0.5", "epochs=8,cells=0.5", "epochs=8,image_size=0.5"):
+    assert names <= {"epochs=1", "epochs=2", "epochs=2,images=0.25"}
+    assert not [e for e in found.estimates if e.group == "ceiling"]
+    for left_out in ("epochs=2,width=0.5", "epochs=2,cells=0.5", "epochs=2,image_size=0.5"):
         assert any(note.startswith(f"{left_out} is left out: ") for note in progress.notes)
     assert [name for name, *_ in progress.phases if name == "shared"]
 
 
 def test_decisions_that_are_no_modules_leave_shared_weights_out(tmp_path):
-    progress = Recorder()
-    config = CHEAP | {"space_settings": {"width": 5, "stacks": 1, "cells": 1}}
-    found = calibrate("nasbench101", TASK, FEW, out=tmp_path / "c", config=config, progress=progress)
+    space, progress = by_hand(widths=True), Recorder()
+    found = calibrate(space, TASK, FEW, out=tmp_path / "c", config=CHEAP, progress=progress)
+    assert {e.group for e in found.estimates} >= {"trained", "proxy"}
     assert not [e for e in found.estimates if e.group == "shared"]
     notes = "\n".join(progress.notes)
     assert "shared weights are left out: the space has decisions that are no modules" in notes
-    assert "epochs=8,cells=0.5 is left out: the space is as small as it gets" in notes
-    assert {e.group for e in found.estimates} >= {"trained", "proxy"}
+
+
+def test_fidelities_are_those_that_apply(tmp_path):
+    values = {"space": "nasbench201", "task": "digits", "method": "random", "epochs": 4}
+    for cells, last in ((2, ["epochs=4,cells=0.5"]), (1, [])):  # which is as small as it gets
+        size = {"space_settings": {"width": 4, "cells": cells}}
+        names = list(map(str, fidelities(prepare(make_config(values | size), tmp_path))))
+        assert names == [
+            *("epochs=1", "epochs=4", "epochs=4,images=0.25", "epochs=4,image_size=0.5"),
+            *("epochs=4,width=0.5", *last),
+        ]
 
 
 # -- settings --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("setting", [{"trials": 7}, {"repeats": 3}, {"retrain": {"epochs": 1}}, {"top_k": 2}])
+@pytest.mark.parametrize("setting", [{"trials": 7}, {"retrain": {"epochs": 1}}])
 def test_settings_that_a_calibration_does_not_read_are_refused(tmp_path, setting):
     with pytest.raises(ConfigError, match=f"{next(iter(setting))} is set, but a calibration uses only space"):
         calibrate("toy", TASK, FEW, out=tmp_path / "c", config=TOY | setting)
@@ -132,15 +131,9 @@ def test_settings_that_a_calibration_does_not_read_are_refused(tmp_path, setting
 
 
 def test_a_folder_of_other_settings_is_refused(toy):
-    with pytest.raises(ConfigError) as refusal:
-        other = dataclasses.replace(FEW, architectures=6, threshold=0.5)
+    other = dataclasses.replace(FEW, architectures=6)
+    with pytest.raises(ConfigError, match="architectures: 5 in the folder, 6 now"):
         calibrate("toy", TASK, other, out=toy[1], config=TOY)
-    assert str(refusal.value).splitlines() == [
-        f"{toy[1]} holds a calibration with other settings:",
-        "  architectures: 5 in the folder, 6 now",
-        "  threshold: 0.4 in the folder, 0.5 now",
-        "repeat its command to resume it, or choose another --out folder",
-    ]
     with pytest.raises(ConfigError, match="holds a run with other settings"):
         calibrate("toy", TASK, FEW, out=toy[1], config=TOY | {"seed": 1})
 
@@ -149,7 +142,7 @@ def test_a_folder_of_other_settings_is_refused(toy):
 
 
 def test_a_stopped_calibration_goes_on_where_it_was(toy, tmp_path):
-    left = [False] * 30
+    left = [False] * 30  # in the truth
     with pytest.raises(Stopped):
         calibrate("toy", TASK, FEW, out=tmp_path, config=TOY, stop=lambda: left.pop() if left else True)
     with pytest.raises(ConfigError, match="no finished calibration"):
@@ -160,76 +153,21 @@ def test_a_stopped_calibration_goes_on_where_it_was(toy, tmp_path):
     assert timeless(found) == timeless(toy[0])
 
 
-# -- used by a search ------------------------------------------------------------------------------------
-
-AUTO = {
-    **{"trials": 2, "top_k": 1, "baselines": False, "search_images": 200, "retrain": {"epochs": 1}},
-    "fidelity": "auto",
-    "space_settings": {"width": 4},
-}
-
-
-def trusting(folder, chosen, tmp_path):
-    record = read_calibration(folder).to_dict() | {"chosen": chosen}
-    (tmp_path / "trust").mkdir()
-    (tmp_path / "trust" / FILE).write_text(json.dumps(record))
-    return str(tmp_path / "trust")
-
-
-def test_a_search_takes_the_fidelity_that_is_trusted(toy, tmp_path):
-    progress = Recorder()
-    settings = AUTO | {"calibration": trusting(toy[1], "epochs=1,width=0.5", tmp_path)}
-    result = search("toy", TASK, "random", out=tmp_path / "r", settings=settings, progress=progress)
-    assert "fidelity of the trials, by calibration: epochs=1,width=0.5" in progress.notes
-    assert [(t.fidelity, t.metrics["epochs_trained"]) for t in result.history] == [(1, 1)] * 2
-    assert json.loads((tmp_path / "r" / "run.json").read_text())["plan"]["ladder"] == "epochs=1,width=0.5"
-
-
-def test_a_calibration_of_another_space_is_refused_before_anything(toy, tmp_path):
-    settings = AUTO | {"calibration": str(toy[1])}
-    with pytest.raises(ConfigError, match="calibrated space 'toy' on task 'digits', not 'nasbench201'"):
-        search("nasbench201", TASK, "random", out=tmp_path / "r", settings=settings)
-    with pytest.raises(ConfigError, match="no finished calibration"):
-        search("toy", TASK, "random", out=tmp_path / "r", settings=AUTO | {"calibration": str(tmp_path)})
-    assert not (tmp_path / "r").exists()
-    assert chosen_fidelity(toy[1], space="toy", task="digits") == toy[0].chosen
-
-
 # -- the command line ------------------------------------------------------------------------------------
 
 
-def command(*arguments):
-    return CliRunner().invoke(app, ["calibrate", *map(str, arguments)])
-
-
-def test_the_command_prints_json_or_a_table(tmp_path):
+def test_the_command_prints_a_finished_calibration_as_json_or_a_table(toy, tmp_path):
+    found, folder = toy
     config = tmp_path / "c.toml"
     config.write_text(
-        'space = "toy"\ntask = "digits"\nepochs = 1\nevaluator = "shared"\nsearch_images = 200\n'
+        'space = "toy"\ntask = "digits"\nepochs = 2\nsearch_images = 150\n'
         "[space_settings]\nwidth = 4\n[trial]\nbatch = 32\n"
     )
-    arguments = ["--config", config, "--architectures", 5, "--epochs", 1, "--out", tmp_path / "c"]
-    done = command(*arguments, "--json")
-    assert done.exit_code == 0, done.stderr
-    answer = json.loads(done.stdout)
-    assert (answer["space"], answer["architectures"], answer["repeats"]) == ("toy", 5, 2)
-    assert answer == json.loads((tmp_path / "c" / FILE).read_text())
-    table = command(*arguments)
-    assert table.exit_code == 0
-    assert table.stdout.splitlines() == Calibration.from_dict(answer).lines()
+    arguments = ["calibrate", "--config", config, "--architectures", 5, "--epochs", 1, "--out", folder]
+    as_json, table, quiet = (
+        CliRunner().invoke(app, [*map(str, arguments), *more]) for more in (["--json"], [], ["--quiet"])
+    )
+    assert json.loads(as_json.stdout) == json.loads((folder / FILE).read_text())
+    assert table.stdout.splitlines() == found.lines()
     assert "holds this calibration already, finished" in table.stderr
-    quiet = command(*arguments, "--quiet")
     assert (quiet.stdout, quiet.stderr) == (table.stdout, "")
-
-
-def test_fidelities_are_those_that_apply(tmp_path):
-    from nas.run.config import make_config
-    from nas.run.preparation import prepare
-
-    values = {"space": "nasbench201", "task": "digits", "method": "random", "epochs": 4}
-    made = prepare(make_config(values | {"space_settings": {"width": 4, "cells": 2}}), tmp_path)
-    names = list(map(str, fidelities(made)))
-    assert names == [
-        *("epochs=1", "epochs=4", "epochs=4,images=0.25", "epochs=4,image_size=0.5"),
-        *("epochs=4,width=0.5", "epochs=4,cells=0.5"),
-    ]

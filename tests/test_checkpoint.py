@@ -1,8 +1,5 @@
-import errno
 import hashlib
-import logging
 import math
-import os
 import struct
 
 import pytest
@@ -12,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from nas.errors import ConfigError
-from nas.training.checkpoint import Checkpoints, load_tensors, pack, save_tensors
+from nas.training.checkpoint import Checkpoints, load_tensors, save_tensors
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 states = st.recursive(
@@ -33,11 +30,7 @@ def same(a, b):
     if isinstance(a, torch.Tensor):
         return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
     if isinstance(a, dict):
-        return (
-            list(a) == list(b)
-            and all(type(x) is type(y) for x, y in zip(a, b, strict=True))
-            and all(same(a[key], b[key]) for key in a)
-        )
+        return same(list(a), list(b)) and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, float):
@@ -75,11 +68,6 @@ def test_tensors_of_every_kind_come_back(tmp_path):
     loaded["mask"][0] = False  # what was loaded can be trained on
 
 
-def test_other_types_are_refused():
-    with pytest.raises(TypeError, match="a dtype"):
-        pack({"a": [1, torch.float32]})
-
-
 def test_newest_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=3)
     for step in range(6):
@@ -99,69 +87,13 @@ def test_going_back_ends_the_later_steps(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def flip(data, bit):
-    data[bit // 8] ^= 1 << bit % 8
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda data: flip(data, 5),
-        lambda data: flip(data, 8 * 40 + 1),
-        lambda data: flip(data, 8 * len(data) - 1),
-        lambda data: data.pop(),
-        lambda data: data.clear(),
-        lambda data: data.extend(b"x"),
-        lambda data: data.__setitem__(slice(None), b"\x80\x04\x95cos\nsystem\n"),
-    ],
-    ids=["flip-length", "flip-header", "flip-tensor", "short", "empty", "long", "pickle"],
-)
-def test_damaged_checkpoint_falls_back_to_the_previous(tmp_path, caplog, damage):
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, {"w": torch.ones(100)})
-    newest = checkpoints.save(2, {"w": torch.ones(100)})
-    data = bytearray(newest.read_bytes())
-    damage(data)
-    newest.write_bytes(data)
-    with caplog.at_level(logging.WARNING, logger="nas"):
-        step, _ = checkpoints.load()
-    assert step == 1
-    assert newest.name in caplog.text
-    checkpoints.save(2, {"w": torch.zeros(1)})
-    assert not newest.exists()
-    assert checkpoints.load()[0] == 2
-
-
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_full_disk_keeps_the_earlier_checkpoints(tmp_path, monkeypatch, call):
-    checkpoints = Checkpoints(tmp_path, keep=1)
-    checkpoints.save(1, {"w": torch.ones(3)})
-    before = sorted(tmp_path.iterdir())
-
-    def fail(*arguments):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, call, fail)
-        with pytest.raises(OSError, match="No space left"):
-            checkpoints.save(2, {"w": torch.ones(3)})
-    assert sorted(tmp_path.iterdir()) == before
-    assert checkpoints.load()[0] == 1
-    checkpoints.save(2, {})
-    assert checkpoints.load()[0] == 2
-
-
 def test_checkpoint_of_another_format_is_an_error(tmp_path):
     path = Checkpoints(tmp_path).save(1, {})
     data = save({}, {"checkpoint": "1", "structure": "{}"})
-    write_as_checkpoint(path, data)
-    with pytest.raises(ConfigError, match="format '1'"):
-        Checkpoints(tmp_path).load()
-
-
-def write_as_checkpoint(path, data):
     path.unlink()
     path.with_name(f"step-000000001-{hashlib.sha256(data).hexdigest()[:16]}.safetensors").write_bytes(data)
+    with pytest.raises(ConfigError, match="format '1'"):
+        Checkpoints(tmp_path).load()
 
 
 def test_save_and_load_tensors(tmp_path):

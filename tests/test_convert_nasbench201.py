@@ -70,25 +70,16 @@ def test_every_cell_becomes_one_row_of_official_figures(script):
     }
 
 
-@pytest.fixture(scope="module")
-def converted(script, tmp_path_factory):
-    path = tmp_path_factory.mktemp("table") / "new" / "nasbench201.csv.gz"
+def test_the_engine_reads_the_converted_table(script, tmp_path):
+    path = tmp_path / "new" / "nasbench201.csv.gz"
     script.convert(Api(), path)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("dataset", "valid", "test"), [("cifar10", 0, 1), ("cifar100", 2, 2), ("imagenet16", 3, 3)]
-)
-def test_the_engine_reads_the_converted_table(converted, dataset, valid, test):
-    benchmark = load_nasbench201(converted, dataset=dataset)
-    for index in (0, 1, 9999, 15_624):
-        for epochs in (12, 200):
+    for dataset, valid, test in [("cifar10", 0, 1), ("cifar100", 2, 2), ("imagenet16", 3, 3)]:
+        benchmark, factor = load_nasbench201(path, dataset=dataset), DATASETS[dataset].seconds
+        for index, epochs in [(0, 12), (1, 200), (9999, 12), (15_624, 200)]:
             figures = benchmark.metrics(CELLS[index], epochs)
             accuracy = 10 + 10 * valid + index / 2000 + epochs / 1000
             assert figures["val_acc"] == pytest.approx(accuracy / 100)
             assert figures["test_acc"] == pytest.approx((11 + 10 * test + index / 2000 + 0.2) / 100)
             assert figures["params"] == 73_306 + index
             assert figures["macs"] == 1e6 * (1 + index / 8)
-        factor = DATASETS[dataset].seconds
-        assert benchmark.seconds(CELLS[index], 12) == pytest.approx(factor * (index + 200) * 12 / 200)
+            assert benchmark.seconds(CELLS[index], 12) == pytest.approx(factor * (index + 200) * 12 / 200)

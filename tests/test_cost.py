@@ -27,9 +27,6 @@ def count(make, *image_shape):
     return cost(fixed(make), (), image_shape)
 
 
-# -- by hand ------------------------------------------------------------------------------------------
-
-
 # -- the peak, by hand --------------------------------------------------------------------------------
 
 
@@ -123,7 +120,7 @@ def test_nasbench201_cells_cost_what_its_table_says():
     with gzip.open(table("nasbench201.csv.gz"), "rt") as file:
         rows = list(csv.DictReader(file))
     space, rng = load("nasbench201"), np.random.default_rng(0)
-    for i in rng.choice(len(rows), 60, replace=False):
+    for i in rng.choice(len(rows), 15, replace=False):
         row = rows[i]
         found = cost(space, from_string(row["arch"]), (3, 32, 32))
         assert found.params == int(row["params"])
@@ -154,7 +151,6 @@ class Odd(nn.Module):
     ("fault", "reason", "words"),
     [
         (lambda x: {}["absent"], "error", "KeyError: 'absent'"),
-        (lambda x: x.missing, "error", "AttributeError"),
         (lambda x: x if x.mean() > 0 else -x, "build", "counted on maps without values: a network may not"),
         (lambda x: x + torch.ones(1), "build", "makes new tensors on the device of its input"),
     ],

@@ -1,22 +1,17 @@
 """Pictures of searches: curves, fronts, rank correlations and diagnostics show the numbers they are given."""
 
-import itertools
-from dataclasses import replace
-
 import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.collections import LineCollection, PolyCollection
 from test_draw import assert_readable, texts
 
-from nas.evaluate.calibration import Estimate
 from nas.files.schemas import EpochRecord
 from nas.show.draw import (
     Bands,
     draw_anytime,
     draw_diagnostics,
     draw_pareto_front,
-    draw_rank_correlation,
     draw_search,
     save,
 )
@@ -55,7 +50,7 @@ def test_a_search_names_its_best_trial(maximize, best, number):
     assert {f"best {best} · trial {number}", "failed", "best so far", "search"} <= set(texts(figure))
 
 
-@pytest.mark.parametrize("values", [(0.5, 0.9, 0.6), (0.5, 0.9, 0.4), (0.1, 0.9, 0.91, 0.92, 0.93, 0.94)])
+@pytest.mark.parametrize("values", [(0.5, 0.9, 0.6), (0.1, 0.9, 0.91, 0.92, 0.93, 0.94)])
 def test_what_breaks_a_constraint_is_a_ring_and_never_the_best(values):
     broken = {i for i, value in enumerate(values) if value > 0.8}
     figure = draw_search(done(values), broken=broken)
@@ -68,29 +63,12 @@ def test_what_breaks_a_constraint_is_a_ring_and_never_the_best(values):
     assert "breaks a constraint" in none_kept and not any("best" in text for text in none_kept)
 
 
-def test_a_search_shows_time_and_fidelities_where_there_are_several():
-    trials = [replace(t, fidelity=3 ** (t.number % 3), cost_s=60.0) for t in done(np.linspace(0.8, 0.9, 30))]
-    figure = draw_search(
-        [*trials, Trial(30, (0,), 1, "failed", {}, 5.0, "nan"), Trial(31, (0,), 1, "running")]
-    )
-    assert_readable(figure)
-    xlabel = "trial · evaluation time 30 min 5 s in all"
-    assert {xlabel, "1 epoch", "9 epochs", "failed"} <= set(texts(figure))
-    assert "1 epoch" not in texts(draw_search(done([0.5]))) and "trial" in texts(draw_search(done([0.5])))
-
-
 def test_a_search_without_results_says_so():
-    for trials in ([], [Trial(0, (0,))], [Trial(0, (0,), 1, "failed", {}, 1.0, "nan")]):
-        assert "no finished trial yet" in texts(draw_search(trials))
+    running, failed = Trial(0, (0,)), Trial(1, (0,), 1, "failed", {}, 1.0, "nan")
+    assert "no finished trial yet" in texts(draw_search([running, failed]))
     figure = draw_search([], baselines={"random": done([0.5, 0.6]), "nothing": [], "unknown": done([NAN])})
     assert {"random", "no finished trial yet"} <= set(texts(figure))
     assert not {"nothing", "unknown"} & set(texts(figure)) and limits(figure)[2] < 0.6 < limits(figure)[3]
-
-
-def test_many_trials_are_a_small_file(tmp_path):
-    values = np.random.default_rng(0).random(5000)
-    save(draw_search(done(values, cost_s=1.0)), tmp_path / "search.svg")
-    assert (tmp_path / "search.svg").stat().st_size < 300_000
 
 
 def test_baselines_are_steps_and_levels():
@@ -112,36 +90,20 @@ def test_baselines_are_steps_and_levels():
     assert line.get_ydata().tolist() == [0.6, 0.3, 0.3]
 
 
-def test_epochs_and_their_baselines_are_drawn_over_evaluation_time():
-    mine, alone = done([0.3, 0.8, 0.7], cost_s=60.0), done([0.5, 0.4, 0.6, 0.55, 0.1, 0.2, 0.3], cost_s=25.0)
-    figure = draw_search(mine, baselines={"random": alone, "largest": done([0.9])}, epochs=True)
-    assert_readable(figure)
-    assert {"epoch", "evaluation time", "best 0.8 · epoch 2", "1 min", "3 min"} <= set(texts(figure))
-    left, right = limits(figure)[:2]
-    assert left < 0 and 180 < right < 190
-    steps, _ = (line for line in figure.axes[0].lines if line.get_zorder() == 4)
-    assert steps.get_xydata().tolist() == [[25, 0.5], [75, 0.6], [right, 0.6]]
-
-
 # -- anytime curves ----------------------------------------------------------------------------------
 
 
-def band(*, epochs=200, top=0.94, width=0.002):
+def band(*, epochs=200, top=0.94):
     steps = np.arange(epochs)
     mean = top - 0.5 * np.exp(-0.2 * steps) - 0.02 * np.exp(-0.02 * steps)
-    return Bands(steps + 1.0, mean, mean - width, mean + width)
+    return Bands(steps + 1.0, mean, mean - 0.002, mean + 0.002)
 
 
-def anytime(count=3, **settings):
-    curves = {name: band(top=0.94 - 0.0005 * i) for i, name in enumerate(NAMES[:count])}
-    return draw_anytime(curves, xlabel="evaluations", ylabel="test accuracy", **settings)
-
-
-@pytest.mark.parametrize("count", [1, 5, 8])
-def test_every_strategy_is_drawn_and_named(count):
-    figure = anytime(count, title="Strategies", subtitle="20 runs", optimum=0.9437)
+def test_every_strategy_is_drawn_and_named():
+    curves = {name: band(top=0.94 - 0.0005 * i) for i, name in enumerate(NAMES)}
+    figure = draw_anytime(curves, xlabel="evaluations", ylabel="accuracy", title="Strategies", optimum=0.9437)
     assert_readable(figure)
-    assert {*NAMES[:count], "optimum", "evaluations", "test accuracy", "Strategies"} <= set(texts(figure))
+    assert {*NAMES, "optimum", "evaluations", "accuracy", "Strategies"} <= set(texts(figure))
     curve = band(epochs=40)
     figure = draw_anytime({"a": curve}, xlabel="s", ylabel="y", colors=("#123456",))
     assert np.array_equal(drawn(figure.axes[0], "#123456")[0], np.stack([curve.x, curve.mean], 1))
@@ -150,24 +112,13 @@ def test_every_strategy_is_drawn_and_named(count):
     assert (heights.min(), heights.max()) == (curve.low.min(), curve.high.max())
 
 
-def test_ends_are_shown_and_a_bad_start_is_cut_off():
-    left, right, low, high = limits(anytime(3, optimum=0.95))
-    assert low < 0.94 - 0.003 and high > 0.95 and left <= 1 and right >= 200
-    # The ends differ by 0.001 and the start is 0.5 below.
-    assert high - low < 0.1
-    errors = {n: Bands(b.x, 1 - b.mean, 1 - b.high, 1 - b.low) for n, b in {"a": band(), "b": band()}.items()}
-    figure = draw_anytime(errors, xlabel="s", ylabel="error", optimum=0.05)
-    assert_readable(figure)
-    assert limits(figure)[2] < 0.05 and errors["a"].high[-1] < limits(figure)[3] < errors["a"].mean[0]
-
-
 # -- two objectives ----------------------------------------------------------------------------------
 
 
-def cloud(count=200, seed=0):
-    rng = np.random.default_rng(seed)
-    cost = rng.uniform(0.1e6, 1.5e6, count)
-    return np.stack([cost, 0.94 - 0.08 * np.exp(-cost / 4e5) - rng.exponential(0.02, count)], axis=1)
+def cloud():
+    rng = np.random.default_rng(0)
+    cost = rng.uniform(0.1e6, 1.5e6, 200)
+    return np.stack([cost, 0.94 - 0.08 * np.exp(-cost / 4e5) - rng.exponential(0.02, 200)], axis=1)
 
 
 def front(points, **settings):
@@ -176,7 +127,7 @@ def front(points, **settings):
 
 def test_the_front_is_what_nothing_dominates():
     points = cloud()
-    figure = front(points, exact=cloud(4000, 1), chosen=[3], title="t", subtitle="s")
+    figure = front(points, exact=points * [0.9, 1.01], chosen=[3], title="t", subtitle="s")
     assert_readable(figure)
     assert {"evaluated", "front found", "exact front", "chosen"} <= set(texts(figure))
     (marks,) = (line.get_xydata() for line in figure.axes[0].lines if line.get_zorder() == 6)
@@ -184,65 +135,20 @@ def test_the_front_is_what_nothing_dominates():
     assert sorted(map(tuple, marks)) == sorted(map(tuple, points[~np.asarray(dominated)]))
 
 
-@pytest.mark.parametrize("maximize", list(itertools.product((False, True), repeat=2)))
-def test_a_front_turns_every_way(maximize):
-    scores = np.asarray([[1.0, 3.0], [2.0, 2.0], [3.0, 1.0], [1.0, 1.0], [2.0, 1.5]])
-    signs = np.where(maximize, 1, -1)
-    figure = draw_pareto_front(scores * signs, names=("a", "b"), maximize=maximize, chosen=[1])
-    assert_readable(figure)
-    (staircase,) = (line for line in figure.axes[0].lines if line.get_zorder() == 5)
-    assert (staircase.get_xydata() * signs).tolist() == [[1, 3], [2, 2], [3, 1]]
-    assert staircase.get_drawstyle() == "steps-pre"
-    better = {f"{n} · {'higher' if up else 'lower'} is better" for n, up in zip("ab", maximize, strict=True)}
-    assert better <= set(texts(figure))
-
-
-def test_a_front_is_not_flattened_by_outliers():
-    points = np.concatenate([cloud(), [[9e7, 0.5], [5e5, 0.1], [2e5, 0.3], [NAN, 0.9], [1e5, float("inf")]]])
-    figure = front(points)
-    left, right, low, high = limits(figure)
-    assert right < 5e6 and low > 0.3 and left < cloud()[:, 0].min() and high > cloud()[:, 1].max()
-    triangles = [line.get_xydata() for line in figure.axes[0].lines if line.get_marker() in ("v", ">")]
-    assert sum(map(len, triangles)) >= 3
-    assert all(left <= x <= right and low <= y <= high for x, y in np.concatenate(triangles))
-    _, right, low, _ = limits(front(points, chosen=[200, 201]))
-    assert right > 9e7 and low < 0.1
-
-
 def test_fronts_of_nothing_and_of_one_point():
-    for empty in (np.empty((0, 2)), np.asarray([[NAN, 0.9]])):
-        assert "no finished trial yet" in texts(front(empty, exact=cloud()))
-    for points in (np.asarray([[2.0, 0.9]]), np.tile([[2.0, 0.9]], (5, 1)), np.zeros((3, 2))):
+    assert "no finished trial yet" in texts(front(np.asarray([[NAN, 0.9]]), exact=cloud()))
+    for points in (np.asarray([[2.0, 0.9]]), np.zeros((3, 2))):
         figure = front(points, chosen=[0], exact=points)
         assert_readable(figure)
         left, right, low, high = limits(figure)
         assert left < points[0, 0] < right and low < points[0, 1] < high
 
 
-# -- rank correlation --------------------------------------------------------------------------------
-
-
-def estimate(name="synflow", tau=0.5, *, half=0.1, cost_s=1.0, group="proxy"):
-    return Estimate(name, group, tau, tau - half, tau + half, tau, tau, tau, cost_s, 20)
-
-
-def test_estimates_show_their_numbers():
-    rows = [estimate("a", 0.5, cost_s=7200.0), estimate("b", -0.25, half=0.2, cost_s=0.0042, group="")]
-    figure = draw_rank_correlation(rows, threshold=0.9, title="title", subtitle="subtitle")
-    assert_readable(figure)
-    assert {"2 h 0 min", "0.0042 s", "0.50", "−0.25", "threshold 0.9", "title"} <= set(texts(figure))
-    left, right, *_ = limits(figure)
-    assert left < -0.45 and right > 0.9
-    whiskers = [c.get_segments()[0] for c in figure.axes[0].collections if isinstance(c, LineCollection)]
-    assert np.allclose([line[:, 0] for line in whiskers], [[0.4, 0.6], [-0.45, -0.05]])
-
-
 # -- diagnostics -------------------------------------------------------------------------------------
 
 
-def records(epochs, *, events=(), kinds=("normal", "reduce"), **columns):
-    """Records with other values in every column; `epochs` is a number of them or where each was."""
-    where = range(1, epochs + 1) if isinstance(epochs, int) else epochs
+def records(where, *, events=(), kinds=("normal", "reduce"), **columns):
+    """Records with other values in every column; `where` is the epoch of each."""
     rng = np.random.default_rng(0)
     found = []
     for place, epoch in enumerate(where):
@@ -273,9 +179,8 @@ def heights(axes, color):
     return line[np.isfinite(line[:, 1]), 1].tolist()
 
 
-@pytest.mark.parametrize("epochs", [30, BACK])
-def test_every_value_is_in_its_panel(epochs):
-    rows = records(epochs, skip_shares={"normal": 0.75, "reduce": 0.5})
+def test_every_value_is_in_its_panel():
+    rows = records(BACK, skip_shares={"normal": 0.75, "reduce": 0.5})
     figure = draw_diagnostics(rows, title="Health")
     assert_readable(figure)
     shown = panels(figure)
@@ -291,14 +196,6 @@ def test_every_value_is_in_its_panel(epochs):
     assert heights(shown["Genotype changes"], SERIES[0]) == [row.changes for row in rows]
 
 
-def test_one_spike_does_not_flatten_the_eigenvalue():
-    spiky = np.where(np.arange(40) == 20, 90.0, 0.1)
-    figure = draw_diagnostics(records(40, eigenvalue=spiky, eigenvalue_mean=0.1))
-    assert_readable(figure)
-    assert panels(figure)["Eigenvalue"].get_yscale() == "log" and "mean 0.1" in texts(figure)
-    assert panels(draw_diagnostics(records(40)))["Eigenvalue"].get_yscale() == "linear"
-
-
 def test_returns_and_events_are_marked_in_every_panel():
     events = [(17, "back to epoch 11"), (4, "a stage"), (23, "b"), (23, "c")]
     figure = draw_diagnostics(records(BACK, events=events))
@@ -307,11 +204,9 @@ def test_returns_and_events_are_marked_in_every_panel():
         solid, dotted = (c for c in axes.collections if isinstance(c, LineCollection))
         assert [segment[0][0] for segment in solid.get_segments()] == [12.5, 18.5]
         assert [segment[0][0] for segment in dotted.get_segments()] == [5.5, 24.5]
-        grey = [p for p in axes.patches if mpl.colors.to_hex(p.get_facecolor()) == "#667380"]
-        assert [(p.get_x(), p.get_x() + p.get_width()) for p in grey] == [(8.5, 12.5), (15.5, 18.5)]
     shown = texts(figure)
     assert "record 12, epoch 12:   epoch 12 was followed by epoch 9" in shown and "undone epochs" in shown
-    plain = texts(draw_diagnostics(records(20)))
+    plain = texts(draw_diagnostics(records(range(20))))
     assert not {"the search went back", "undone epochs", "other event"} & set(plain)
 
 
@@ -322,13 +217,14 @@ def test_panels_say_that_nothing_was_measured():
     assert "nothing was recorded" in texts(draw_diagnostics([], title="Health"))
 
 
-@pytest.mark.parametrize("count", [1, 500])
-def test_any_number_of_records(count, tmp_path):
-    events = [(i, f"event {i}") for i in range(0, count, 7)]
-    figure = draw_diagnostics(records(count, events=events, kinds=("normal", "reduce", "a", "b")), title="t")
+def test_many_records_are_a_small_file_and_one_spike_does_not_flatten_the_eigenvalue(tmp_path):
+    spiky = np.where(np.arange(500) == 20, 90.0, 0.1)
+    events = [(i, f"event {i}") for i in range(0, 500, 7)]
+    rows = records(range(500), events=events, kinds=("normal", "reduce", "a", "b"), eigenvalue=spiky)
+    figure = draw_diagnostics(rows, title="t")
     assert_readable(figure)
     listed = [text for text in texts(figure) if "event " in text and text != "other event"]
-    assert len(listed) == min(8, len(events))
-    assert [t for t in texts(figure) if t.startswith("and ")] == (["and 64 more"] if count == 500 else [])
+    assert len(listed) == 8
+    assert panels(figure)["Eigenvalue"].get_yscale() == "log"
     save(figure, tmp_path / "health.svg")
     assert (tmp_path / "health.svg").stat().st_size < 600_000

@@ -21,7 +21,7 @@ PLUGS = {
 TOLD = {
     "images_custom_space": "test accuracy 0.",
     "latency_constrained": "measured at the end",
-    "resume_on_cluster": "none lost, none twice",
+    "resume_on_cluster": "a worker was killed",
 }
 
 

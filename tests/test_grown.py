@@ -139,12 +139,7 @@ def foreign(path):
     Checkpoints(path.parent).save(1, {"weights": CELLS.network(LARGE).state_dict()})
 
 
-def empty(path):
-    path.unlink()
-    Checkpoints(path.parent).save(1, {})
-
-
-@pytest.mark.parametrize("damage", [missing, flipped, foreign, empty])
+@pytest.mark.parametrize("damage", [missing, flipped, foreign])
 def test_lost_weights_mean_from_scratch_with_a_note(small, tmp_path, damage, caplog):
     (path,) = (tmp_path / "weights-0").iterdir()
     damage(path)
@@ -218,7 +213,7 @@ def images():
 @pytest.mark.parametrize("space", [CELLS, load("toy", width=4)], ids=["nasbench201", "toy"])
 def test_a_warm_start_computes_what_the_supernet_does(space, mode):
     supernet = learnt(space).train(mode)
-    for seed in range(5):
+    for seed in range(2):
         genotype = space.sample(rng(seed))
         network = from_supernet(supernet)(Trial(0, genotype, 1), space.network(genotype).double()).train(mode)
         with torch.no_grad():

@@ -10,7 +10,6 @@ from nas.searchers.fidelity import geometric
 from nas.searchers.goals import Goals, longest, parse_goals
 from nas.searchers.scheduler import (
     Hyperband,
-    Listed,
     SuccessiveHalving,
     comparable,
     epochs_granted,
@@ -127,24 +126,6 @@ def test_ask_promotes_before_it_asks_the_searcher():
         SuccessiveHalving(fixed(), LADDER).ask(TOY, history(*ended[:2]), rng(0))
 
 
-@pytest.mark.parametrize("shuffled", [False, True])
-def test_27_architectures_leave_9_and_3(shuffled):
-    """Best first, the counts are those of the synchronous rule; else some are promoted too early."""
-    numbers = rng(1).permutation(27) if shuffled else range(26, -1, -1)
-    found, why = simulate(SuccessiveHalving(fixed(*numbers), LADDER), lambda g, f: GENOTYPES.index(g) / 100)
-    counts = Counter(t.fidelity for t in found)
-    assert why == "the pool is empty"
-    assert counts[1] == 27
-    if not shuffled:
-        assert (counts[3], counts[9]) == (9, 3)
-    assert 9 <= counts[3] <= 14 and 3 <= counts[9] <= 6
-    assert finalists(found, BEST)[0].genotype == GENOTYPES[26]
-    assert len({(t.genotype, t.fidelity) for t in found}) == len(found)
-    spent = epochs_granted(found, LADDER.granted)
-    assert spent == counts[1] + 2 * counts[3] + 6 * counts[9]
-    assert spent < 0.4 * 27 * 9
-
-
 @pytest.mark.parametrize("make", [SuccessiveHalving, Hyperband])
 def test_other_ladders_and_impossible_settings_are_refused(make):
     with pytest.raises(ConfigError, match="no rung ends after 5 epochs; its rungs end after 1, 3, 9"):
@@ -222,19 +203,3 @@ def test_what_breaks_a_constraint_is_no_finalist_before_what_keeps_all():
     trials = [trial(n, a, f, accuracy, params=size) for n, (a, f, accuracy, size) in enumerate(rows)]
     assert [t.number for t in finalists(trials, goals)] == [3, 2, 1]
     assert [t.number for t in longest(trials, goals)] == [2, 3]
-
-
-# -- a list --------------------------------------------------------------------------------------------
-
-
-def test_listed_goes_round_by_round_and_ends():
-    genotypes = ((0, 0, 0), (1, 1, 1), (2, 2, 2))
-    scheduler, history = Listed(genotypes, epochs=5, repeats=2), []
-    for number in range(6):
-        genotype, epochs = scheduler.ask(TOY, history, rng(0))
-        assert epochs == 5
-        state = "failed" if number == 1 else "done"
-        history.append(Trial(number, genotype, fidelity=epochs, state=state))
-    assert [t.genotype for t in history] == [*genotypes, *genotypes]
-    with pytest.raises(ExhaustedError, match="all 3 architectures were evaluated 2 times"):
-        scheduler.ask(TOY, history, rng(0))

@@ -10,27 +10,6 @@ from nas.evaluate import learning_curves
 from nas.evaluate.learning_curves import EarlyStop, extrapolate
 
 
-def power_law(epochs, *, a=0.93, b=0.5, c=0.4):
-    return a - b * np.arange(1.0, epochs + 1) ** -c
-
-
-@pytest.mark.parametrize(
-    ("values", "at", "named"),
-    [
-        ([0.5], 3, "values"),
-        ([], 3, "values"),
-        ([0.5, float("nan")], 3, "values"),
-        ([0.5, float("inf")], 3, "values"),
-        ([50.0, 60.0], 3, "values"),
-        ([0.1, -0.1], 3, "values"),
-        ([0.5, 0.6], 2, "at is 2"),
-    ],
-)
-def test_errors_name_what_is_wrong(values, at, named):
-    with pytest.raises(ConfigError, match=named):
-        extrapolate(values, at=at)
-
-
 def test_the_closed_form_is_the_conditioned_joint_normal():
     """The same belief from the joint normal of all accuracies, with nothing simplified."""
     curve, at = np.asarray([0.3, 0.45, 0.5, 0.56]), 11
@@ -53,6 +32,12 @@ def test_the_closed_form_is_the_conditioned_joint_normal():
     forecast = extrapolate(curve, at=at)
     assert forecast.mean == pytest.approx(weights @ means, abs=1e-6)
     assert forecast.variance == pytest.approx(weights @ (variances + (means - forecast.mean) ** 2), abs=1e-6)
+
+
+def test_shares_are_wanted_and_a_later_epoch():
+    for values, at, named in (([50.0, 60.0], 3, "values"), ([0.5], 3, "values"), ([0.5, 0.6], 2, "at is 2")):
+        with pytest.raises(ConfigError, match=named):
+            extrapolate(values, at=at)
 
 
 def test_a_training_ends_where_the_best_is_out_of_reach():

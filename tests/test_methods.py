@@ -1,7 +1,6 @@
 """The named methods: their published settings, settings of a user, methods of one's own."""
 
 import dataclasses
-import json
 
 import pytest
 
@@ -20,15 +19,8 @@ def published(name, preset, **settings):
     return make_plan(make_config({"method": name, "preset": preset, "guard": False, **settings})).search
 
 
-def test_the_command_line_knows_every_method():
-    assert set(METHODS) == set(DIFFERENTIABLE)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_has_its_own_name_and_can_be_written_down(name):
-    method = METHODS[name]()
-    assert method.name == name
-    assert json.loads(json.dumps(method.describe())) == method.describe()
+def test_every_method_is_known_by_its_own_name():
+    assert {name: make().name for name, make in METHODS.items()} == {name: name for name in DIFFERENTIABLE}
 
 
 @pytest.mark.parametrize(
@@ -50,12 +42,8 @@ def test_every_method_has_its_own_name_and_can_be_written_down(name):
 def test_the_published_settings_of_the_darts_space(name, epochs, batch, lr, alpha_lr):
     method = published(name, "standard")
     weights = method.weights
-    assert (weights.epochs, weights.batch, weights.lr, method.update.lr) == (
-        epochs,
-        batch,
-        lr,
-        pytest.approx(alpha_lr),
-    )
+    assert (weights.epochs, weights.batch, weights.lr) == (epochs, batch, lr)
+    assert method.update.lr == pytest.approx(alpha_lr)
     assert (weights.weight_decay, weights.clip) == (3e-4, 5.0)
 
 
@@ -102,8 +90,6 @@ def test_settings_of_a_method():
     [
         ({"method_settings": {"part": 2}}, "'part'.*'parts'"),
         ({"method_settings": {"parts": 1.5}}, "method_settings.parts is 1.5"),
-        ({"method_settings": {"parts": "many"}}, "method_settings.parts is 'many'"),
-        ({"alphas": {"lrr": 1}}, "alphas: .*'lrr'.*'lr'"),
         ({"guard_settings": {"skip": 1}, "guard": True}, "guard_settings: .*'skip'.*'skip_cap'"),
         ({"guard_settings": {"skip_cap": 1}}, "guard_settings"),
     ],
@@ -122,14 +108,6 @@ from nas.oneshot.relaxations import GumbelSoft
 
 def calm(strength=5.0):
     return nas.Method("calm", relaxation=GumbelSoft(5.0, 1.0), regularizers=(BetaDecay(strength),))
-
-
-def broken():
-    return 1 / 0
-
-
-def nothing():
-    return 3
 """
 
 
@@ -139,13 +117,8 @@ def test_a_function_of_ones_own_is_a_method(tmp_path, monkeypatch):
     method = published("mine.py:calm", "quick", method_settings={"strength": 2.0})
     assert method.name == "calm" and method.regularizers[0] == BetaDecay(2.0)
     assert method.update.lr == pytest.approx(0.0201)  # of the preset
-    for name, message in [
-        ("mine.py:broken", r"failed: ZeroDivisionError.*mine.py, line 1\d: return 1 / 0"),
-        ("mine.py:nothing", "returned int, wanted a nas.Method"),
-        ("mine.py:clam", "method 'mine.py:clam': no function in mine.py 'clam'; did you mean 'calm'"),
-        ("yours.py:calm", "method 'yours.py:calm': no file yours.py"),
-    ]:
-        with pytest.raises(ConfigError, match=message):
+    for name, message in [("mine.py:clam", "did you mean 'calm'"), ("yours.py:calm", "no file yours.py")]:
+        with pytest.raises(ConfigError, match=f"method '{name}': .*{message}"):
             published(name, "quick")
 
 

@@ -14,7 +14,6 @@ from nas.errors import ConfigError, TrialError
 from nas.evaluate.benchmarks import cell_hashes, load_nasbench101
 from nas.space.cell import VertexCell
 from nas.space.cost import count_params
-from nas.space.graph import architecture_hash
 from nas.space.loading import load
 from nas.spaces.nasbench101 import COUNT, EDGES, INNER, OPTIONS, OUTPUT, vertex_channels, wirings
 
@@ -41,28 +40,6 @@ def edges_of(genotype):
 
 def ops_of(genotype):
     return dict(zip(INNER, genotype[len(EDGES) :], strict=True))
-
-
-def digraph(genotype):
-    graph = nx.DiGraph(edges_of(genotype))
-    labels = {0: "in", OUTPUT: "out"} | ops_of(genotype)
-    nx.set_node_attributes(graph, {v: labels[v] for v in graph}, "op")
-    return graph
-
-
-def isomorphic(one, two):
-    return nx.is_isomorphic(digraph(one), digraph(two), node_match=lambda a, b: a["op"] == b["op"])
-
-
-def permutations(genotype):
-    """The same cell with its inner vertices renumbered in every way that keeps edges forward."""
-    ops = ops_of(genotype)
-    for order in itertools.permutations(INNER):
-        name = {0: 0, OUTPUT: OUTPUT} | dict(zip(INNER, order, strict=True))
-        edges = {(name[a], name[b]) for a, b in edges_of(genotype)}
-        if edges <= set(EDGES):
-            renamed = {name[v]: op for v, op in ops.items()}
-            yield (*(int(e in edges) for e in EDGES), *(renamed[v] for v in INNER))
 
 
 def assert_valid(genotype):
@@ -93,15 +70,9 @@ def samples(count, seed=0):
 # -- what is valid ------------------------------------------------------------------------------------
 
 
-def test_the_number_of_genotypes_is_known():
-    inner = [len({v for v in itertools.chain(*edges_of(row)) if v in INNER}) for row in wirings()]
-    assert len(inner) == 13_839 and sum(3**n for n in inner) == COUNT == SPACE.size.count
-    assert SPACE.size.exact
-
-
 def test_project_gives_valid_cells_and_leaves_them_alone():
     rng = np.random.default_rng(0)
-    for scores in itertools.chain(*(some_scores(rng) for _ in range(100))):
+    for scores in itertools.chain(*(some_scores(rng) for _ in range(40))):
         genotype = SPACE.nearest(scores)
         assert_valid(genotype)
         assert SPACE.nearest(SPACE.one_hot(genotype)) == genotype
@@ -127,7 +98,7 @@ def test_the_output_channels_are_divided(edges, channels, wanted):
 def test_a_cell_computes_what_the_published_code_does():
     """Its loop over the adjacency matrix, with the weights of ours."""
     space, checked = load("nasbench101", width=7, stacks=1, cells=1), set()
-    for genotype in samples(60, seed=1):
+    for genotype in samples(40, seed=1):
         network = space.network(genotype).eval()
         cell = next(m for m in network.modules() if isinstance(m, VertexCell))
         matrix = np.zeros((7, 7), dtype=bool)
@@ -152,35 +123,8 @@ def test_a_cell_computes_what_the_published_code_does():
 
 def test_the_published_example_has_the_published_number_of_parameters():
     genotype = FULL.notation.read(json.dumps(INCEPTION))
+    assert json.loads(FULL.notation.write(genotype)) == INCEPTION
     assert count_params(FULL.network(genotype, meta=True)) == 2_694_282
-
-
-# -- graphs -------------------------------------------------------------------------------------------
-
-
-def test_the_hash_is_equal_exactly_for_isomorphic_cells():
-    rng, renumbered = np.random.default_rng(0), 0
-    for genotype in samples(40):
-        wanted = architecture_hash(SPACE, genotype)
-        for other in itertools.islice(permutations(genotype), 6):
-            assert isomorphic(genotype, other)
-            assert architecture_hash(SPACE, other) == wanted
-            renumbered += other != genotype
-        mutant = SPACE.mutate(genotype, rng)
-        assert (architecture_hash(SPACE, mutant) == wanted) == isomorphic(genotype, mutant)
-    assert renumbered > 60
-
-
-# -- the published notation ---------------------------------------------------------------------------
-
-
-def test_the_notation_round_trips():
-    for genotype in samples(100):
-        assert SPACE.notation.read(SPACE.notation.write(genotype)) == genotype
-    assert json.loads(SPACE.notation.write(SPACE.notation.read(json.dumps(INCEPTION)))) == INCEPTION
-
-
-FULLY = np.triu(np.ones((7, 7), dtype=int), 1).tolist()
 
 
 # -- the published table ------------------------------------------------------------------------------
@@ -195,24 +139,6 @@ def benchmark():
 def columns():
     with np.load(table("nasbench101.npz")) as file:
         return dict(file)
-
-
-def published(row):
-    """The genotype of one row of the file, its vertices in the published order, and its figures."""
-    count, code, ops, correct, params = (int(column[row]) for column in columns().values())
-    matrix = [
-        [code >> (x + y * (y - 1) // 2) & 1 if x < y else 0 for y in range(count)] for x in range(count)
-    ]
-    inner = [OPTIONS[ops >> 2 * i & 3] for i in range(count - 2)]
-    genotype = FULL.notation.read(json.dumps({"matrix": matrix, "ops": ["input", *inner, "output"]}))
-    return genotype, correct / (3 * 9984), params
-
-
-def test_the_best_cell_has_the_published_accuracy():
-    genotype, accuracy, params = published(columns()["test_correct_sum3"].argmax())
-    found = benchmark().metrics(genotype, 108)
-    assert found == {"test_acc": accuracy, "test_err": 1 - accuracy, "params": params}
-    assert benchmark().optimum == accuracy == pytest.approx(0.943176, abs=1e-6)
 
 
 def test_every_cell_is_in_the_table_and_the_table_has_no_other():
@@ -233,7 +159,6 @@ def test_every_cell_is_in_the_table_and_the_table_has_no_other():
 
 def test_what_the_table_does_not_hold():
     genotype = samples(1)[0]
-    assert benchmark().fidelities == (108,) and benchmark().space.name == "nasbench101"
     with pytest.raises(ConfigError, match=r"knows \(108,\) epochs, not 12"):
         benchmark().metrics(genotype, 12)
     with pytest.raises(ConfigError, match="no training times"):

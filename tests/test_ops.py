@@ -12,7 +12,6 @@ from nas.space.cost import count_params
 from nas.space.ops import PRIMITIVES, FactorizedReduce, MixtureNorm, candidates
 
 C = 6
-WITHOUT_WEIGHTS = {"none", "skip_connect", "max_pool_3x3", "avg_pool_3x3"}
 
 
 @pytest.mark.parametrize("name", PRIMITIVES)

@@ -1,11 +1,10 @@
 import dataclasses
-import json
 
 import pytest
 
 from nas.errors import ConfigError
 from nas.run.config import Config, make_config
-from nas.run.presets import PRESETS, preset
+from nas.run.presets import preset
 from nas.run.resolved_config import change, make_plan
 from nas.training.recipe import Recipe
 
@@ -33,30 +32,20 @@ def test_standard_is_darts_as_published():
     search = standard.search
     update = search.update
     assert (update.lr, update.betas, update.weight_decay) == (pytest.approx(3e-4), (0.5, 0.999), 1e-3)
-    assert (final.epochs, final.batch, final.lr, final.lr_min) == (600, 96, 0.025, 0.0)
-    assert (final.weight_decay, final.auxiliary, final.drop_path, final.cutout) == (3e-4, 0.4, 0.2, 16)
-    assert standard.full_size
-    assert standard.search_images is None
+    own = {"nesterov": False, "schedule": "epoch", "clip": 5.0}
+    own |= {"auxiliary": 0.4, "drop_path": 0.2, "cutout": 16}
+    assert final == Recipe(epochs=600, batch=96, lr=0.025, weight_decay=3e-4, **own)
+    assert standard.full_size and standard.search_images is None
 
 
 def test_nasbench201_is_that_benchmark():
-    """Dong & Yang 2020, table 1."""
+    """Dong & Yang 2020, table 1, and the released code, whose cosine looks at the epoch alone."""
     final = plan(preset="nasbench201").final
-    assert (final.epochs, final.batch, final.lr, final.weight_decay) == (200, 256, 0.1, 5e-4)
+    assert final == Recipe(epochs=200, batch=256, lr=0.1, weight_decay=5e-4, schedule="epoch")
     assert (final.momentum, final.nesterov, final.lr_min, final.label_smoothing) == (0.9, True, 0.0, 0.0)
-    assert final.schedule == "epoch"
     twelve = plan(preset="nasbench201-12")
     assert twelve.final == dataclasses.replace(final, epochs=12)
     assert twelve.trial == dataclasses.replace(twelve.final, schedule="step")
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_without_settings_the_plan_is_the_preset(name):
-    found, base = plan(preset=name), preset(name)
-    for field in dataclasses.fields(base):
-        if hasattr(found, field.name) and field.name != "search":
-            assert getattr(found, field.name) == getattr(base, field.name), field.name
-    assert plan(preset=name, method="darts").search.weights == base.search
 
 
 # -- settings --------------------------------------------------------------------------------------------
@@ -106,14 +95,10 @@ ELSEWHERE = {
 """Read by the job itself, see test_search_run.py."""
 
 
-def test_every_setting_is_accounted_for():
+def test_every_setting_changes_the_plan():
     assert CHANGES.keys() | ELSEWHERE == Config.model_fields.keys()
-
-
-@pytest.mark.parametrize("name", CHANGES)
-def test_every_setting_changes_the_plan(name):
-    base, value = CHANGES[name]
-    assert make_plan(make_config({**base, name: value})) != make_plan(make_config(base))
+    for name, (base, value) in CHANGES.items():
+        assert make_plan(make_config({**base, name: value})) != make_plan(make_config(base)), name
 
 
 @pytest.mark.parametrize("base", [BLACK_BOX, SHARED, DARTS])
@@ -142,48 +127,21 @@ def test_epochs_of_the_last_training_lift_the_bound_on_its_images():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"trial": {"lrr": 1}}, "trial: no setting 'lrr'; did you mean 'lr'?"),
-        ({"retrain": {"epochs": 0}}, "retrain: recipe: epochs is 0"),
         ({"retrain": {"epochs": 2.5}}, "retrain.epochs is 2.5, but must be a whole number"),
-        ({"retrain": {"batch": True}}, "retrain.batch is True, but must be a whole number"),
-        ({"trial": {"lr": 0}}, "lr is 0.0, but must be a number above 0"),
         ({"trial": {"lr": "[" * 50_000}}, "but must be a number"),
-        ({"trial": {"crop": "no"}}, "crop is 'no', but must be True or False"),
-        ({"trial": {"schedule": "weekly"}}, "schedule is 'weekly', but must be 'step' or 'epoch'"),
         ({"trial": {"warmup_epochs": 99}}, "warmup_epochs is 99.0, but must be below epochs"),
-        (
-            {"method": "random", "searcher": {"population": 3}},
-            "random: got 'population', but there are no settings",
-        ),
         ({"objective": ["val_acc", "-params"]}, "evolution has one objective"),
-        ({"constraint": ["params<3"]}, "wanted METRIC<=NUMBER"),
         ({"early_stop": 0.1, "objective": "-params"}, "early_stop forecasts val_acc"),
         ({"searcher": {"proxies": "params"}}, "use guided"),
-        (
-            {"searcher": {"population": 5, "tournament": 6}},
-            "tournament is 6, but must be at least 1",
-        ),
-        ({"searcher": {"populace": 2}}, "evolution: no setting 'populace'; did you mean 'population'?"),
-        (
-            {"method": "darts", "alphas": {"lrs": 1}},
-            "alphas: no setting 'lrs'; did you mean 'lr'?",
-        ),
-        (
-            {"method": "is-darts", "alphas": {"lr": 1}},
-            "alphas is set, but method 'is-darts' learns no alphas",
-        ),
-        (
-            {"method": "is-darts", "alpha_lr_scale": 2},
-            "alpha_lr_scale is set, but method 'is-darts' learns no alphas",
-        ),
-        ({"method": "is-darts", "seed_alphas": "x"}, "seed_alphas is set, but method 'is-darts' learns no"),
-        (
-            {"method": "is-darts", "constraint": ["params<=5e4"]},
-            "constraint is set, but method 'is-darts' learns no alphas; remove it or choose another method",
-        ),
-        ({"method": "darts", "alphas": {"lr": 0}}, "lr is 0.0"),
+        ({"method": "darts", "alphas": {"lrs": 1}}, "alphas: no setting 'lrs'; did you mean 'lr'?"),
         ({"method": "darts", "alphas": {"lr": True}}, "alphas.lr is True, but must be a number"),
+        ({"method": "is-darts", "alphas": {"lr": 1}}, "alphas is set, but method 'is-darts' learns no"),
+        ({"method": "is-darts", "seed_alphas": "x"}, "seed_alphas is set, but method 'is-darts' learns no"),
+        ({"method": "is-darts", "constraint": ["params<=5e4"]}, "method 'is-darts' learns no alphas"),
         ({"evaluator": "shared", "sharing": {"sampling": "even"}}, "sharing: no sampling 'even'"),
+        ({"latency_table": "t.json"}, "nothing decides by latency_ms"),
+        ({"early_stop": 0.1, "epochs": 2}, "trials of at least 3 epochs at full size, got epochs=2"),
+        ({"early_stop": 0.1, "fidelity": "epochs=5,width=0.5"}, "got epochs=5,width=0.5"),
     ],
 )
 def test_wrong_settings_name_their_table_and_the_rule(values, words):
@@ -196,26 +154,12 @@ def test_wrong_settings_name_their_table_and_the_rule(values, words):
     ("values", "words"),
     [
         ({"top_k": 1, "top_k_epochs": 3}, "top_k_epochs is set, but with top_k 1"),
-        ({"method": "darts", "top_k": 1, "trial": {"lr": 1}}, "trial is set, but with top_k 1"),
         ({"method": "darts", "trial": {"epochs": 3}}, "trial.epochs is set, but here"),
-        ({"top_k": 1, "repeats": 3}, "repeats is set, but with top_k 1"),
         ({"evaluator": "shared", "trial": {"epochs": 3}}, "trial.epochs is set, but here"),
     ],
 )
 def test_settings_of_trainings_that_will_not_happen_are_refused(values, words):
     assert words in refused(**values, baselines=False)
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"latency_table": "t.json"}, "nothing decides by latency_ms"),
-        ({"early_stop": 0.1, "epochs": 2}, "trials of at least 3 epochs at full size, got epochs=2"),
-        ({"early_stop": 0.1, "fidelity": "epochs=5,width=0.5"}, "got epochs=5,width=0.5"),
-    ],
-)
-def test_what_would_decide_nothing_is_refused(values, words):
-    assert words in refused(**values)
 
 
 RECIPE = Recipe(epochs=10, batch=4, lr=0.1, weight_decay=0.0, warmup_epochs=2.0)
@@ -225,15 +169,3 @@ def test_new_epochs_compress_the_schedule_unless_its_warm_up_is_given():
     assert change(RECIPE, {"epochs": 5}, "trial") == dataclasses.replace(RECIPE, epochs=5, warmup_epochs=1.0)
     longer = change(RECIPE, {"epochs": 5, "warmup_epochs": 3}, "trial")
     assert (longer.epochs, longer.warmup_epochs) == (5, 3.0)
-
-
-def test_numbers_may_be_text_and_whole_numbers_floats():
-    changed = change(RECIPE, {"lr": "1e-3", "batch": 8.0, "epochs": "5", "nesterov": False}, "trial")
-    assert (changed.lr, changed.batch, changed.epochs, changed.nesterov) == (1e-3, 8, 5, False)
-    assert isinstance(changed.batch, int)
-
-
-@pytest.mark.parametrize("values", [BLACK_BOX, SHARED, DARTS, {"method": "random"}])
-def test_a_plan_is_plain_json(values):
-    written = make_plan(make_config(values)).to_dict()
-    assert json.loads(json.dumps(written, allow_nan=False))["trial"]["epochs"] == 8

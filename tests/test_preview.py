@@ -3,17 +3,7 @@
 import pytest
 
 from nas.cli import search
-from nas.oneshot.diagnostics import CURVATURE
-from nas.run.budget import (
-    BASELINES,
-    FINISH,
-    RERANK,
-    RETRAIN,
-    SEARCH,
-    Steps,
-    planned,
-    preview,
-)
+from nas.run.budget import BASELINES, FINISH, RERANK, RETRAIN, SEARCH, Steps, planned, preview
 from nas.run.config import make_config
 from nas.run.job import Clock
 from nas.run.preparation import prepare
@@ -53,25 +43,11 @@ def test_its_times_follow_from_the_steps(tmp_path):
         assert seconds[FINISH] == pytest.approx(1 + FORWARD * 359 / 64)
 
 
-def test_the_first_eigenvalue_of_a_search_by_gradients_takes_longer(tmp_path):
-    """It has no direction to begin in: ten iterations, not two."""
-    steps = Steps(trial=0.1, search=1.0, final=0.0)
-
-    def seconds(epochs):
-        values = {**TINY, "space": "toy", "task": "digits", "method": "darts", "epochs": epochs}
-        return planned(prepare(make_config(values), tmp_path), steps, places=1).seconds[SEARCH]
-
-    one, two, three = map(seconds, (1, 2, 3))
-    assert three - two == pytest.approx(two - one)
-    assert one - (two - one) == pytest.approx(8 * CURVATURE)
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"method": "darts"}, "2 epochs of a supernet"),
         ({"method": "spos"}, "2 epochs of a supernet, 7 trials"),
-        ({"method": "random"}, "7 trials"),
         ({"scheduler": "hyperband", "rungs": "epochs=1; epochs=2"}, "7 trials, on epochs=1; epochs=2"),
     ],
 )

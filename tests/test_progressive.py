@@ -76,14 +76,11 @@ def test_the_dropout_of_identities_fades_as_in_the_code_of_p_darts():
 @pytest.mark.parametrize(
     ("settings", "subject"),
     [
-        ({"keep": ()}, "keep is"),
         ({"keep": (0.5, 1.0)}, "keep is"),
         ({"keep": (1.0, 0.0)}, "keep is"),
-        ({"keep": (1.0, 0.5), "parts": (2,)}, "parts is"),
         ({"keep": (1.0, 0.5), "parts": (2, 0)}, "parts is"),
         ({"keep": (1.0, 0.5), "depth": (1.0, -2.0), "anew": True}, "depth is"),
         ({"keep": (1.0, 0.5), "skip_dropout": (0.0, 1.0)}, "skip_dropout is"),
-        ({"keep": (1.0, 0.5), "depth": (1.0, 2.0)}, "depth"),
     ],
 )
 def test_impossible_stages_are_refused(settings, subject):

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-import pytest
+import torch
 
 import nas
 
@@ -11,25 +11,19 @@ README = Path(__file__).parent.parent / "README.md"
 TEXT = README.read_text()
 
 
-@pytest.fixture
-def own_space(tmp_path, monkeypatch):
+def test_the_example_space_is_searched_from_any_folder(tmp_path, monkeypatch):
+    """And keeps the promises that searches on shared weights rely on."""
     blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     (code,) = (block for block in blocks if block.startswith("# my_space.py"))
+    assert len([line for line in code.splitlines() if line.strip()]) <= 28
     (tmp_path / "my_space.py").write_text(code)
     monkeypatch.chdir(tmp_path)
-    return code
-
-
-@pytest.mark.parametrize(
-    "settings", [{"trials": 2}, {"trials": 2, "evaluator": "shared"}, {"method": "darts"}]
-)
-def test_the_example_space_is_searched_from_any_folder(own_space, settings):
-    assert len([line for line in own_space.splitlines() if line.strip()]) <= 28
-    settings = {"epochs": 1, "search_images": 256, "top_k": 1, "retrain": {"epochs": 1}} | settings
-    method = settings.pop("method", "evolution")
-    result = nas.search("my_space.py:make", "digits", method, out="run", settings=settings)
+    settings = {"trials": 2, "epochs": 1, "search_images": 256, "top_k": 1, "retrain": {"epochs": 1}}
+    settings["baselines"] = False
+    result = nas.search("my_space.py:make", "digits", "evolution", out="run", settings=settings)
     assert result.folder.joinpath("manifest.json").is_file()
     assert set(result.space.choices(result.genotype)) == {f"block{i}" for i in range(4)}
+    nas.check_space(result.space, torch.randn(2, 1, 8, 8), samples=1, supernet=True)
 
 
 def test_every_file_named_exists():

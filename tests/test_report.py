@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import socket
-import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
@@ -22,15 +21,7 @@ from nas.files.atomic import write_json
 from nas.files.folder import check_manifest, write_manifest
 from nas.show.report import REPORT, render, render_run, write_report
 from nas.show.report.run import JOB, History, Work, read, read_studies
-from nas.show.report.section import metric
-from nas.show.report.sections import (
-    anytime,
-    decisions,
-    expected,
-    front,
-    operations,
-    order_statistics,
-)
+from nas.show.report.sections import anytime, decisions, expected, front, operations, order_statistics
 from nas.types import Decision, Trial
 
 MOST_BYTES = 3_000_000
@@ -55,13 +46,15 @@ def pareto(place):
 
 @pytest.fixture(scope="module")
 def gradients(place):
-    settings = {**TINY, "epochs": 3, "pictures": True}
-    return nas.search("toy", "digits", "darts", out=place / "gradients", settings=settings).folder
+    settings = {**TINY, "epochs": 3}
+    folder = nas.search("toy", "digits", "darts", out=place / "gradients", settings=settings).folder
+    write_report([folder], folder / REPORT)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def retrained(place, gradients):
-    settings = {"retrain": {"epochs": 2}, "pictures": True}
+    settings = {"retrain": {"epochs": 2}}
     return nas.retrain(gradients, "digits", out=place / "retrained", settings=settings).folder
 
 
@@ -98,40 +91,18 @@ def test_every_kind_of_run_has_the_sections_that_it_has_data_for(pareto, gradien
     ]
     assert {"cells", "evolving", "anytime", "alphas", "health"} <= set(sections(text_of(gradients)))
     assert {"front", "failures", "importance"}.isdisjoint(sections(text_of(gradients)))
-    assert sections(text_of(retrained)) == ["summary", "cells", "network", "cost", "reproduce"]
-    assert "Report of a training" in text_of(retrained)
+    assert sections(render([retrained])) == ["summary", "cells", "network", "cost", "reproduce"]
     text = render([unfinished])
     assert "has not finished" in text and not (unfinished / REPORT).exists()
     assert {"summary", "anytime", "timeline", "cost", "reproduce"} <= set(sections(text))
     assert {"cells", "network"}.isdisjoint(sections(text))
 
 
-def test_epochs_are_not_called_trials(pareto, gradients):
-    assert "by trained trials" in text_of(pareto) and "by gradients" in text_of(gradients)
-    found = anytime(read(gradients))
-    assert [lines[0] for lines in found["tips"]["trials"].values()] == [("epoch", f"{i}") for i in (1, 2, 3)]
-    assert "· epoch" in picture(found["drawings"][0].image)
-
-
-@pytest.mark.parametrize("name", ["reference-evolution-nasbench201-digits", "reference-collapsed"])
-def test_reference_runs_of_earlier_versions_have_one(name, pytestconfig):
-    text = render([pytestconfig.rootpath / "results" / name])
-    assert {"summary", "cells", "network", "anytime", "cost", "reproduce"} <= set(sections(text))
-    assert len(text.encode()) < MOST_BYTES
-    if "evolution" in name:  # trained at another size than searched
-        assert "of the trained network</dt><dd><code>width 16</code></dd>" in text
-
-
-def test_the_page_stands_alone_and_its_pictures_are_whole(pareto, gradients):
-    for text in map(text_of, (pareto, gradients)):
-        assert len(text.encode()) < 500_000
-        markup = re.sub(r"<script.*?</script>|<style.*?</style>", "", text, flags=re.DOTALL)
-        assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', markup)
-        assert not re.search(r"\sstyle=|\son\w+=|url\((?!#)", markup)
-        pictures = [picture(found) for found in re.findall(r'(?:src|href)="(data:image[^"]*)"', markup)]
-        assert len(pictures) > 5 and all(ET.fromstring(picture) is not None for picture in pictures)
-        ids = re.findall(r'\sid="([^"]*)"', markup)
-        assert len(ids) == len(set(ids))
+def test_reference_runs_of_earlier_versions_have_one(pytestconfig):
+    for name in ("reference-evolution-nasbench201-digits", "reference-collapsed"):
+        text = render([pytestconfig.rootpath / "results" / name])
+        assert {"summary", "cells", "network", "anytime", "cost", "reproduce"} <= set(sections(text))
+        assert len(text.encode()) < MOST_BYTES
 
 
 def test_names_are_text_whatever_they_hold(pareto, tmp_path):
@@ -168,45 +139,20 @@ def test_a_damaged_record_is_refused_in_words_or_left_out(gradients, tmp_path, p
             render([tmp_path])
 
 
-def test_what_is_no_run_or_was_changed_is_refused(gradients, tmp_path):
-    copy = shutil.copytree(gradients, tmp_path / "copy")
-    (copy / "metrics.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"metrics\.json: differs"):
-        render([copy])
-    with pytest.raises(ConfigError, match="no run"):
-        render([])
-    with pytest.raises(ConfigError, match="holds no run"):
-        write_report([tmp_path], tmp_path / REPORT)
-
-
 def test_runs_are_compared_in_what_they_used(pareto, gradients, retrained, tmp_path):
-    text = render([pareto, gradients])
-    assert sections(text) == ["settings", "metrics", "curves", "cells"]
-    assert '<tr class="differs"><th scope="row">method</th>' in text
-
     def rows(*runs):
         return set(re.findall(r'<th scope="row">([^<]*)</th>', render(runs)))
 
-    assert "final.epochs" in rows(retrained, pareto) & rows(retrained, gradients)
-    assert {"searcher.population", "trial.epochs"} <= rows(retrained, pareto)
-    assert not [name for name in rows(retrained, pareto) if name.startswith(("search.", "supernet."))]
-    assert "search.name" in rows(retrained, gradients)
-    assert not [name for name in rows(retrained, gradients) if name.startswith(("searcher.", "supernet."))]
+    by_trials, by_gradients = rows(retrained, pareto), rows(retrained, gradients)
+    assert "final.epochs" in by_trials & by_gradients
+    assert {"searcher.population", "trial.epochs"} <= by_trials
+    assert not [name for name in by_trials if name.startswith(("search.", "supernet."))]
+    assert "search.name" in by_gradients
+    assert not [name for name in by_gradients if name.startswith(("searcher.", "supernet."))]
     other = shutil.copytree(gradients, tmp_path / "other" / gradients.name)
     assert f"other/{gradients.name}" in render([gradients, other])
-
-
-def test_the_command_writes_a_report_and_keeps_the_manifest_true(gradients, tmp_path):
-    copy = shutil.copytree(gradients, tmp_path / "copy")
-    done = CliRunner().invoke(app, ["report", str(copy), "--watts", "123"])
-    assert done.exit_code == 0, done.output
-    assert "123 W a device" in text_of(copy) and "Wh</td>" in text_of(copy)
-    assert check_manifest(copy) == []
-    both = ["report", str(copy), str(gradients), "--out", str(tmp_path / "both.html")]
-    assert CliRunner().invoke(app, both).exit_code == 0
-    assert "Comparison of 2 runs" in (tmp_path / "both.html").read_text()
-    refused = CliRunner().invoke(app, [*both, "--watts", "1"])
-    assert refused.exit_code == 2 and "single run" in refused.output
+    asked = ["report", str(gradients), str(retrained), "--out", str(tmp_path / "both.html"), "--watts", "1"]
+    assert CliRunner().invoke(app, asked).exit_code == 2
 
 
 def test_the_history_is_read_without_the_space_and_says_who_did_what(unfinished, pareto):
@@ -236,10 +182,9 @@ def test_a_long_history_of_many_decisions_with_long_names_stays_small(unfinished
     assert "445 of 4000 trials of the search gave no value" in text
 
 
-def history(trials, goals=None):
+def history(trials, goals):
     """Trials over three decisions with three options each."""
-    options = [Decision(f"d{i}", ("a", "b", "c")) for i in range(3)]
-    return History(options, goals or nas.Goals(), trials)
+    return History([Decision(f"d{i}", ("a", "b", "c")) for i in range(3)], goals, trials)
 
 
 def test_order_statistics_are_those_of_all_orders():
@@ -270,42 +215,24 @@ def test_what_breaks_a_constraint_is_neither_on_the_front_nor_the_best_so_far(un
 
 
 def of_values(genotypes, values):
-    return [
-        Trial(i, genotype, 1, "done", {"val_acc": value})
-        for i, (genotype, value) in enumerate(zip(genotypes, values, strict=True))
-    ]
+    pairs = enumerate(zip(genotypes, values, strict=True))
+    trials = [Trial(i, genotype, 1, "done", {"val_acc": value}) for i, (genotype, value) in pairs]
+    return history(trials, nas.Goals()), trials, values
 
 
 def test_a_decision_that_decides_everything_has_all_the_variance():
     values = np.array([0.5 + 0.1 * (i % 2) for i in range(12)])
-    trials = of_values([(i % 2, i // 2 % 2, 0) for i in range(12)], values)
-    rows = decisions(history(trials), trials, values, 100.0)
+    rows = decisions(*of_values([(i % 2, i // 2 % 2, 0) for i in range(12)], values), 100.0)
     assert [(row["name"], round(row["share"], 6)) for row in rows] == [("d0", 1.0), ("d1", 0.0)]
     assert rows[0]["best"] == ("b", "+10.00 ± 0.00")
 
 
 def test_an_operation_that_helps_has_a_positive_correlation():
     values = np.array([0.1 * (i % 2 + i // 2 % 2) for i in range(12)])
-    trials = of_values([(i % 2, i // 2 % 2, 2) for i in range(12)], values)
-    rows = {row["name"]: row for row in operations(history(trials), trials, values)}
+    found = operations(*of_values([(i % 2, i // 2 % 2, 2) for i in range(12)], values))
+    rows = {row["name"]: row for row in found}
     assert [rows[name]["rho"] for name in "ab"] == pytest.approx([-1.0, 1.0])
     assert rows.keys() == {"a", "b"} and rows["b"]["low"] > 0.9
-
-
-def test_metrics_have_the_units_that_their_names_tell():
-    values = {"val_acc": 0.5, "random_delta_low": -0.1148, "latency_p95_ms": 1560.0, "peak_bytes": 29248.0}
-    values |= {"params": 7226.0, "search_seconds": 94.0, "retrain_seconds": 1e300, "random_p": 0.39141}
-    words = [
-        "50.00 %",
-        "\u221211.48 points",
-        "1.56 s",
-        "29.2 kB",
-        "7.23 k",
-        "1 min 34 s",
-        "1e+300 s",
-        "0.3914",
-    ]
-    assert [metric(name, value) for name, value in values.items()] == words
 
 
 @pytest.fixture(scope="module")
@@ -341,16 +268,17 @@ def test_in_a_browser_the_slider_moves_the_cell(gradients, page):
     assert slider.get_attribute("aria-valuetext") == now.inner_text()
 
 
-@pytest.mark.parametrize("part", ["#front circle", "#timeline rect"])
-def test_in_a_browser_pointing_at_a_trial_tells_of_it(pareto, page, part):
+def test_in_a_browser_pointing_at_a_trial_tells_of_it(pareto, page):
     page.goto((pareto / REPORT).as_uri())
-    tip, spot = page.locator("#tip"), page.locator(f"{part}[data-tip]").first
-    assert tip.is_hidden()
-    spot.hover(force=True)
-    assert "trial" in tip.inner_text() and "val_acc" in tip.inner_text()
-    page.mouse.move(2, 2)
-    assert tip.is_hidden()
-    spot.focus()
-    assert tip.is_visible()
-    page.keyboard.press("Escape")
-    assert tip.is_hidden()
+    tip = page.locator("#tip")
+    for part in ("#front circle", "#timeline rect"):
+        spot = page.locator(f"{part}[data-tip]").first
+        assert tip.is_hidden()
+        spot.hover(force=True)
+        assert "trial" in tip.inner_text() and "val_acc" in tip.inner_text()
+        page.mouse.move(2, 2)
+        assert tip.is_hidden()
+        spot.focus()
+        assert tip.is_visible()
+        page.keyboard.press("Escape")
+        assert tip.is_hidden()

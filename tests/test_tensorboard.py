@@ -50,7 +50,7 @@ def test_a_killed_run_leaves_whole_points_and_goes_on_without_doubles(tmp_path):
 
 
 def test_a_search_is_tracked_in_its_folder(tmp_path):
-    settings = TINY | {"epochs": 2, "tensorboard": True, "pictures": True}
+    settings = TINY | {"tensorboard": True, "pictures": True}
     result = nas.search("toy", "digits", "darts", out=tmp_path / "run", settings=settings)
     (place,) = (result.folder / "tensorboard").iterdir()
     events = read(place)

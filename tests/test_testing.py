@@ -1,7 +1,6 @@
 """Every mistake a plug-in author can make is named, and what is right passes."""
 
 import itertools
-import random
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +12,7 @@ from nas.errors import ExhaustedError, SpaceError
 from nas.searchers.evolution import RegularizedEvolution
 from nas.searchers.searcher import RandomSearch
 from nas.space.choosers import Chooser, Zero
-from nas.space.loading import bundled, load
+from nas.space.loading import load
 from nas.space.space import Space
 from nas.testing import SearcherError, check_searcher, check_space
 
@@ -71,21 +70,14 @@ def check(space, *, words, **settings):
 # -- what is right ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", bundled())
-def test_bundled_spaces_pass(name):
-    small = {
-        "darts": {"width": 4, "cells": 3},
-        "nasbench101": {"width": 5, "stacks": 2, "cells": 1},
-        "nasbench201": {"width": 4, "cells": 1},
-    }
-    space = load(name, {"in_channels": 3, "image_size": 8}, **small.get(name, {}))
-    check_space(space, X, samples=4, supernet=name != "nasbench101")
+def test_a_bundled_space_passes():
+    check_space(load("nasbench201", width=4, cells=1), X, samples=4, supernet=True)
 
 
 def test_spaces_of_values_of_hostile_names_and_with_an_auxiliary_head_pass():
     before = torch.random.get_rng_state()
-    check_space(chain(), X, samples=5)
-    check_space(chain(depths=(3, 2, 1)), X, samples=6)  # decisions that are asked after the first option
+    check_space(chain(), X, samples=3)
+    check_space(chain(depths=(3, 2, 1)), X, samples=3)  # decisions that are asked after the first option
     space = load("darts", width=4, cells=3, image_size=24, auxiliary=True)
     check_space(space, torch.randn(2, 3, 24, 24, generator=torch.Generator()), samples=1, supernet=False)
     names = ("<script>alert(1)</script>", "a'b\"c", "名前 {0} %s \\", "../../x")
@@ -117,11 +109,6 @@ def counting():
     return mine(lambda choose: [choose.op("a", OPTIONS), choose.op(f"b{next(count)}", OPTIONS), *head()])
 
 
-def shuffled():
-    source = random.Random(0)
-    return mine(lambda choose: [*(choose.op(n, OPTIONS) for n in source.sample("abcd", 4)), *head()])
-
-
 def widening():
     count = itertools.count()
 
@@ -140,33 +127,16 @@ def one_module():
     return mine(layers)
 
 
-class Broken(nn.Module):
-    def forward(self, x):
-        raise ValueError("I cannot go on")
-
-
 class Pair(nn.Module):
     def forward(self, x):
         return x, x
 
 
-class Explode(nn.Module):
-    def forward(self, x):
-        return x * 1e30 * 1e30
-
-
-ONCE, STEM = conv(), conv()
+STEM = conv()
 ZEROS = {"none": lambda: Zero(3), "nothing": lambda: Zero(3)}
 WRONG = {
-    "one name with two lists": (
-        lambda: mine(
-            lambda choose: [choose.op("a", OPTIONS), choose.op("a", {"id": nn.Identity, "c": conv}), *head()]
-        ),
-        ["decision 'a'", "('id', 'conv')", "('id', 'c')", "one decision"],
-    ),
     "hidden decision": (lambda: mine(hidden), ["decision 'kernel'", "only asked after some choices", "last"]),
     "differs each time": (counting, ["listed twice", "b1", "build must depend on nothing"]),
-    "random order": (shuffled, ["another order"]),
     "other layers each time": (
         widening,
         ["architecture {'a'", "built twice, it differs in", "pure function"],
@@ -175,21 +145,9 @@ WRONG = {
         lambda: stack("a", "b", project=lambda ds, scores: tuple(1 - int(row.argmax()) for row in scores)),
         ["project is not idempotent", "{'a':"],
     ),
-    "project that raises": (
-        lambda: stack("a", project=lambda ds, s: (int(s[9].argmax()),)),
-        ["project failed", "test_testing.py"],
-    ),
-    "shapes that disagree": (
-        lambda: stack("normal/0->2", options={**OPTIONS, "half": lambda: conv(stride=2)}),
-        ["decision 'normal/0->2'", "option 'half'", "(4, 3, 8, 8) gave (4, 3, 4, 4)", "must agree"],
-    ),
     "the odd option is the first": (
         lambda: stack("a", options={"none": lambda: Zero(3, 2), **OPTIONS}),
         ["option 'none'", "but option 'id' gave (4, 3, 8, 8)"],
-    ),
-    "candidate that raises": (
-        lambda: stack("a", "b", options={**OPTIONS, "broken": Broken}),
-        ["decision 'a', option 'broken'", "(4, 3, 8, 8) failed", "I cannot go on", "test_testing.py, line"],
     ),
     "candidate that gives no tensor": (
         lambda: stack("a", options={**OPTIONS, "pair": Pair}),
@@ -207,17 +165,9 @@ WRONG = {
         lambda: mine(lambda choose: [choose.op("a", OPTIONS), *head(3, choose.value("classes", [2, 5]))]),
         ["[2, 5] logits", "one number of classes"],
     ),
-    "logits that are not finite": (
-        lambda: stack("a", options={**OPTIONS, "boom": Explode}),
-        ["'boom'", "not finite"],
-    ),
     "zeros only": (
         lambda: stack("a", "b", options=ZEROS),
         ["no gradient reaches any parameter", "zeros"],
-    ),
-    "candidate made once": (
-        lambda: stack("a", "b", options={**OPTIONS, "once": lambda: ONCE}),
-        ["option 'once' gave the same module object as decision 'a', option 'once'"],
     ),
     "one module for two options": (one_module, ["option 'y'", "same module object", "option 'x'"]),
     "layer made outside build": (
@@ -237,21 +187,6 @@ def test_a_supernet_of_values_is_refused_where_it_is_demanded():
     check(chain(), words=["no supernet", "depth", "kernel0"], supernet=True)
 
 
-class Doubled(nn.Module):
-    def __init__(self, op):
-        super().__init__()
-        self.op = op
-
-    def forward(self, x):
-        return 2 * self.op(x) if isinstance(self.op, nn.Identity | nn.Conv2d) else self.op(x)
-
-
-def test_a_supernet_that_is_not_the_network_is_named():
-    space = mine(lambda choose: [Doubled(choose.op("a", OPTIONS)), *head()])
-    check(space, words=["the supernet and the network of {'a'", "differ by"])
-    check_space(space, X, samples=2, supernet=False)
-
-
 # -- searchers ----------------------------------------------------------------------------------------
 
 
@@ -265,10 +200,6 @@ class Wrong(RandomSearch):
         return self.fault(space, history, rng) or super().ask(space, history, rng)
 
 
-def clear(space, history, rng):
-    history.clear()
-
-
 def drop_metrics(space, history, rng):
     done = [t for t in history if t.state == "done"]
     if done:
@@ -280,30 +211,22 @@ def give_up(space, history, rng):
         raise ExhaustedError("enough")
 
 
-COUNT = itertools.count()
 TINY = stack("a", "b", "c")
 
 
-@pytest.mark.parametrize("searcher", [RandomSearch(), RegularizedEvolution(), RegularizedEvolution(4, 2)])
-@pytest.mark.parametrize("space", [TINY, chain(), load("nasbench201", width=4, cells=1)])
-def test_searchers_pass(searcher, space):
-    check_searcher(searcher, space)
+@pytest.mark.parametrize("space", [TINY, chain()])
+def test_a_searcher_passes(space):
+    check_searcher(RegularizedEvolution(4, 2), space)
 
 
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (clear, "changed the history"),
         (drop_metrics, "changed the history"),
         (give_up, "gave up after 3 of 8 architectures"),
-        (lambda space, history, rng: (next(COUNT) % 2, 0, 0)[: len(space.decisions)], "to the same question"),
-        (lambda space, history, rng: (0,) * len(space.decisions), "again in trial 1, though there are new"),
-        (lambda space, history, rng: (9,) * len(space.decisions), "decision 'a' got option 9"),
         (lambda space, history, rng: (1,), "3 decisions, got a genotype of 1"),
         (lambda space, history, rng: tuple(np.zeros(3, int)), "plain ints"),
-        (lambda space, history, rng: [0, 0, 0], "plain ints"),
         (lambda space, history, rng: history[0].genotype, "failed with no trials in the history: IndexError"),
-        (lambda s, history, rng: [t.metrics["val_acc"] for t in history] and None, "KeyError: 'val_acc'"),
     ],
 )
 def test_faulty_searchers(fault, words):

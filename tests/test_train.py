@@ -13,7 +13,7 @@ from torch import nn
 from trainings import train
 
 from nas.data.task import Split, Task
-from nas.errors import ConfigError, DataError, Stopped, TrialError
+from nas.errors import ConfigError, Stopped, TrialError
 from nas.space.cell import Cell
 from nas.training.checkpoint import Checkpoints
 from nas.training.evaluate import evaluate
@@ -176,7 +176,7 @@ def test_evaluates_every_few_epochs_at_restarts_and_after_the_last(recipe, every
 # -- going on -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps", [0, 1, 5, 7, 14, 15])
+@pytest.mark.parametrize("steps", [0, 5, 7, 15])
 def test_a_resumed_training_equals_the_uninterrupted_one_bit_for_bit(tmp_path, steps):
     task, whole, first, second = make_task(), make(), make(), make(seed=9)
     expected = train(whole, task, RICH, seed=5, evaluate_on=task.val)
@@ -214,26 +214,6 @@ def test_a_checkpoint_of_another_training_is_refused_whole(tmp_path, what, chang
     with pytest.raises(ConfigError, match=f"another {what};"):
         attempt(**settings)
     assert_same_state(state(network), before)
-
-
-@pytest.mark.parametrize("stopped_after", [None, 0, 2])
-def test_a_training_paused_at_every_rung_equals_the_uninterrupted_one_bit_for_bit(tmp_path, stopped_after):
-    task, whole, paused = make_task(), make(), make()
-    settings = {"seed": 5, "evaluate_on": task.val, "evaluate_every": None}
-    expected = train(whole, task, RUNGS, **settings)
-    saved = {**settings, "checkpoints": Checkpoints(tmp_path)}
-    for until in (1, 2, 3, 4):
-        if stopped_after is not None:
-            with pytest.raises(Stopped, match=f"of {5 * until}"):
-                train(paused, task, RUNGS, until=until, stop=after(stopped_after), **saved)
-            paused = make(seed=until + 20)
-        curve = train(paused, task, RUNGS, until=until, **saved)
-        assert len(curve.train_loss) == until
-        assert paused.cell.drop_path == 0.0
-        if until < 4:
-            paused = make(seed=until + 10)
-    assert timeless(curve) == timeless(expected)
-    assert_same_state(state(paused), state(whole))
 
 
 # -- what a step learns from --------------------------------------------------------------------------
@@ -289,27 +269,6 @@ def test_the_auxiliary_loss_is_added_by_its_weight():
 # -- how the weights move -----------------------------------------------------------------------------
 
 
-def test_one_step_is_sgd_with_nesterov_momentum_and_weight_decay():
-    task, network = make_task(train_images=8), Fixed([1.0, 0.0, -1.0, 0.5])
-    recipe = dataclasses.replace(PLAIN, epochs=1, weight_decay=0.01)
-    start = network.logits.detach().clone()
-    train(network, task, recipe, seed=0)
-    share = torch.bincount(task.train.y, minlength=4) / 8
-    gradient = start.softmax(0) - share + 0.01 * start
-    assert torch.allclose(network.logits, start - 0.05 * 1.9 * gradient, atol=1e-6)
-
-
-def test_the_gradient_is_clipped_by_its_norm():
-    task = make_task(train_images=8)
-    recipe = dataclasses.replace(
-        PLAIN, epochs=1, weight_decay=0.0, momentum=0.0, nesterov=False, clip=0.01, lr=0.5
-    )
-    network = Fixed([3.0, 0.0, -1.0, 0.5])
-    start = network.logits.detach().clone()
-    train(network, task, recipe, seed=0)
-    assert (network.logits - start).norm().item() == pytest.approx(0.5 * 0.01, rel=1e-3)
-
-
 @pytest.mark.parametrize("decay", [0.2, 0.99])
 def test_the_final_network_holds_the_average_of_the_weights(decay):
     task, raw, averaged, history = make_task(), make(), make(), []
@@ -343,60 +302,30 @@ def poisoned(network, x, step):
     return network(x) * (math.nan if step == 14 else 1.0)
 
 
-def greedy(network, x, step):
-    raise torch.OutOfMemoryError("CUDA out of memory")
-
-
-def detached(network, x, step):
-    return network(x).detach()
-
-
 @pytest.mark.parametrize(
-    ("reason", "words", "forward", "lr"),
+    ("words", "forward", "lr"),
     [
-        ("nan", r"not finite at step 5, epoch 1, lr .*; lower the learning rate", plainly, 1e30),
-        ("nan", "at step 15, epoch 3", poisoned, 0.05),
-        ("no-grad", "step 0 depends on no trainable parameter", detached, 0.05),
-        ("oom", "training at batch 8", greedy, 0.05),
+        (r"not finite at step 5, epoch 1, lr .*; lower the learning rate", plainly, 1e30),
+        ("at step 15, epoch 3", poisoned, 0.05),
     ],
 )
-def test_a_training_that_fails_says_why(reason, words, forward, lr):
+def test_a_training_that_diverges_says_where(words, forward, lr):
     with pytest.raises(TrialError, match=words) as error:
         train(make(), make_task(), dataclasses.replace(PLAIN, lr=lr), seed=0, gradients=by(forward))
-    assert error.value.reason == reason
+    assert error.value.reason == "nan"
 
 
-@pytest.mark.parametrize(
-    ("kind", "words", "network", "change"),
-    [
-        (TrialError, "no trainable parameter", make().requires_grad_(requires_grad=False), {}),
-        (TrialError, r"outputs \(8, 3\), wanted \(8, 4\)", Fixed([0.0] * 3), {}),
-        (
-            ConfigError,
-            "auxiliary is 0.4, but Fixed has no",
-            Fixed([0.0] * 4),
-            {"auxiliary": 0.4},
-        ),
-        (ConfigError, "drop_path: Fixed has no Cell", Fixed([0.0] * 4), {"drop_path": 0.2}),
-    ],
-)
-def test_a_network_that_cannot_be_trained_so_is_refused(kind, words, network, change):
-    with pytest.raises(kind, match=words):
-        train(network, make_task(), dataclasses.replace(PLAIN, **change), seed=0)
-
-
-@pytest.mark.parametrize(
-    ("kind", "words", "settings"),
-    [
-        (ConfigError, "evaluate every 0", {"evaluate_on": make_task().val, "evaluate_every": 0}),
-        (ConfigError, "until is 0, but must be at least 1 and at most epochs, 3", {"until": 0}),
-        (ConfigError, "until is 4, but must be", {"until": 4}),
-        (DataError, "the split has 0 images", {"split": split(0, seed=4)}),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(kind, words, settings):
-    with pytest.raises(kind, match=words):
-        train(make(), make_task(), PLAIN, seed=0, **settings)
+def test_a_network_that_cannot_be_trained_so_is_refused():
+    with pytest.raises(TrialError, match="no trainable parameter"):
+        train(make().requires_grad_(requires_grad=False), make_task(), PLAIN, seed=0)
+    with pytest.raises(TrialError, match=r"outputs \(8, 3\), wanted \(8, 4\)"):
+        train(Fixed([0.0] * 3), make_task(), PLAIN, seed=0)
+    for name, words in (
+        ("auxiliary", "auxiliary is 0.4, but Fixed has no"),
+        ("drop_path", "Fixed has no Cell"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            train(Fixed([0.0] * 4), make_task(), dataclasses.replace(PLAIN, **{name: 0.4}), seed=0)
 
 
 # -- evaluation ---------------------------------------------------------------------------------------
@@ -408,5 +337,3 @@ def test_evaluate_knows_loss_and_accuracy_of_known_networks():
     loss, accuracy = evaluate(Fixed([0.0, 0.0, 1.0, 0.0]), task, task.val, batch=10)
     assert accuracy == pytest.approx(8 / 33)
     assert loss == pytest.approx(math.log(3 + math.e) - 8 / 33)
-    with pytest.raises(DataError, match="no images"):
-        evaluate(Brightness(), task, split(0, seed=0))

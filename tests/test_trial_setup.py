@@ -10,7 +10,7 @@ from nas.searchers.fidelity import geometric
 from nas.searchers.goals import Goals
 from nas.searchers.predictor_guided import Guided
 from nas.searchers.scheduler import Listed
-from nas.searchers.searcher import Bounded, RandomSearch
+from nas.searchers.searcher import Bounded
 from nas.space.loading import load
 from nas.study.storage import open_storage
 from nas.study.study import Study
@@ -47,9 +47,7 @@ def made(name, searcher):
 @pytest.mark.parametrize(
     ("searcher", "enough"),
     [
-        (RandomSearch(), 20),
         (RegularizedEvolution(10, 3), 20),
-        (Nsga2(50), 50),
         (Guided(init=30), 30),
         (Bounded(Nsga2(40), bool), 40),
     ],

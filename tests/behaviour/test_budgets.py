@@ -31,7 +31,7 @@ SMALL = {"export": False, "pictures": False}
 )
 def test_a_budget_ends_a_job_in_time_with_a_tested_model(tmp_path, method, settings):
     """Without one these jobs take hours."""
-    settings = SMALL | settings | {"budget": "5s", "retrain": {"epochs": 3000}}
+    settings = SMALL | settings | {"budget": "3s", "retrain": {"epochs": 3000}}
     with in_time(30):
         result = nas.search("toy", "digits", method, out=tmp_path / "run", settings=settings)
     assert 0 <= result.metrics["test_acc"] <= 1
@@ -182,7 +182,7 @@ def test_a_time_that_is_none_is_refused(budget):
 def test_it_keeps_within_its_time():
     settings = SMALL | {"retrain": {"epochs": 3000}, "trials": 10**6}
     with in_time(30):
-        model = nas.ImageClassifier("5s", space="toy", method="evolution", settings=settings).fit(X, Y)
+        model = nas.ImageClassifier("3s", space="toy", method="evolution", settings=settings).fit(X, Y)
     assert model.predict(X[:4]).shape == (4,)
 
 

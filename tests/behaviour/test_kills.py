@@ -13,7 +13,7 @@ from using import nas_command
 
 import nas
 
-SEARCH = ("--epochs", "5", "--set", "retrain.epochs=9", "--no-export", "--set", "pictures=false")
+SEARCH = ("--epochs", "4", "--set", "retrain.epochs=6", "--no-export", "--set", "pictures=false")
 COMMANDS = {
     "evolution": (
         *("search", "--space", "toy", "--method", "evolution", *SEARCH, "--trials", "5", "--top-k", "2"),
@@ -75,7 +75,7 @@ def test_a_search_killed_at_any_moments_ends_as_the_undisturbed_one(undisturbed,
     whole, seconds = undisturbed(name)
     arguments = [*COMMANDS[name], "--task", task, "--out", tmp_path / "run"]
     folder, log = tmp_path / "run", tmp_path / "said.txt"
-    run_killed(arguments, folder, log, kills=3, longest_s=0.5 * seconds, seed=len(name))
+    run_killed(arguments, folder, log, kills=2, longest_s=0.5 * seconds, seed=len(name))
     _same(tmp_path / "run", whole)
 
 
@@ -86,7 +86,7 @@ def test_a_retraining_killed_at_any_moments_ends_as_the_undisturbed_one(undistur
     assert finish(start([*arguments, tmp_path / "whole"], tmp_path / "whole.txt")) == 0
     seconds = time.monotonic() - begin
     folder, log = tmp_path / "run", tmp_path / "said.txt"
-    run_killed([*arguments, folder], folder, log, kills=3, longest_s=0.5 * seconds, seed=3)
+    run_killed([*arguments, folder], folder, log, kills=2, longest_s=0.5 * seconds, seed=3)
     _same(folder, tmp_path / "whole")
 
 
@@ -155,7 +155,7 @@ def test_a_finished_command_ends_whatever_threads_the_users_code_left(task, tmp_
     process = start(asked, tmp_path / "said.txt")
     try:
         wait_for((tmp_path / "run" / "manifest.json").exists)
-        process.join(4)
+        process.join(2)
         assert process.exitcode == 0
     finally:
         process.kill()
