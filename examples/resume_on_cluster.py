@@ -23,7 +23,7 @@ SETTINGS = [
     *("--trials", "4" if TINY else "20", "--epochs", "2" if TINY else "15"),
     *("--set", f"retrain.epochs={1 if TINY else 30}"),
     *(["--no-export", "--set", "pictures=false"] if TINY else []),
-    *("--workers", "2"),
+    *("--workers", "1" if TINY else "2"),
 ]
 
 
@@ -48,8 +48,9 @@ def ended(folder: Path) -> int:
 
 
 def workers_of(pid: int) -> list[int]:
-    """The processes that evaluate the trials of a coordinator."""
-    children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    """The processes that evaluate the trials of a coordinator, which its threads begin."""
+    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    children = map(int, " ".join(lists).split())
     return [child for child in children if "loky.backend.popen" in Path(f"/proc/{child}/cmdline").read_text()]
 
 
