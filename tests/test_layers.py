@@ -1,11 +1,14 @@
-"""Imports have no circle and point down, and the engine imports no space."""
+"""Imports have no circle and point down, and the engine imports and names no space."""
 
 import ast
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import networkx
+
+from nas.space.loading import bundled
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,6 +40,19 @@ FOR_SPACES = {
     "nas.space.cell",
     "nas.space.choosers",
     "nas.space.space",
+}
+
+# Where the name of a bundled space also names a published method, recipe or preset, or is a default.
+NAMED = {
+    "nas.evaluate.benchmarks": {"nasbench101", "nasbench201"},
+    "nas.classifier": {"convnet"},
+    "nas.cli.benchmark": {"nasbench101", "nasbench201"},
+    "nas.run.config": {"darts", "nasbench201"},
+    "nas.searchers.method_names": {"darts"},
+    "nas.oneshot.methods": {"darts"},
+    "nas.run.presets": {"darts", "nasbench201"},
+    "nas.training.recipe": {"nasbench201"},
+    "nas.run.pipeline": {"darts"},
 }
 
 
@@ -88,3 +104,16 @@ def test_spaces_import_only_what_authors_need():
     for module, tree in SPACES.items():
         own = [imported for imported in imports(tree) if inside(imported, "nas")]
         assert set(own) <= FOR_SPACES, module
+
+
+def words(tree: ast.Module) -> Iterator[str]:
+    """Every word in the strings of `tree`, docstrings and other bare strings excepted."""
+    bare = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in bare:
+            yield from re.findall(r"\w+", node.value)
+
+
+def test_the_engine_names_no_space():
+    for module, tree in NAS.items():
+        assert set(words(tree)) & set(bundled()) == NAMED.get(module, set()), module
