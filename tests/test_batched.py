@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from calls import Calls
 from nested import nested_space
 from torch import nn
+from trainings import double
 
 from nas.data.loading import load_task
 from nas.oneshot.methods import METHODS
@@ -353,28 +354,15 @@ def test_hooks_are_heard():
 # -- where it is used -------------------------------------------------------------------------------------
 
 
-class Doubles:
-    """Batches whose images are float64."""
-
-    def __init__(self, batches):
-        self.batches, self.size = batches, batches.size
-
-    def at(self, step):
-        x, targets = self.batches.at(step)
-        return x.double(), targets
-
-
 @pytest.mark.parametrize("method", ["darts", "darts2", "gdas", "pcdarts", "sdarts-adv", "oles", "gaea"])
 def test_steps_of_a_search_are_the_same_on_either_path(monkeypatch, method):
     """In float64, as steps amplify what is rounded."""
-    monkeypatch.setattr(torch.Tensor, "float", lambda self: self)  # which losses are taken of
     task, space = load_task("digits").reduced(96), load("nasbench201", width=4, cells=1, in_channels=1)
     own, states = METHODS[method](**{"steps": 2} if method == "sdarts-adv" else {}), []
     for execution in ("plain", "batched"):
         recipe = Recipe(epochs=1, batch=16, lr=0.02, weight_decay=0.0, clip=5.0, execution=execution)
         search = Search(space, task, dataclasses.replace(own, weights=recipe, warmup=0.0), seed=0)
-        search.supernet.double()
-        search.loop.batches, search.validation = Doubles(search.loop.batches), Doubles(search.validation)
+        double(search, monkeypatch)
         for _ in range(2):
             search.advance()
         assert all(p.requires_grad and p.dtype == torch.float64 for p in search.supernet.parameters())

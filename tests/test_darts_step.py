@@ -6,6 +6,7 @@ import pytest
 import torch
 from one_stage import one_stage
 from smooth import RECIPE, make_task, smooth
+from trainings import double
 
 from nas.errors import ConfigError
 from nas.oneshot.alpha_optimizer import Adam, ExponentiatedGradient
@@ -68,24 +69,10 @@ def equal(a, b):
 # -- gradients against finite differences ---------------------------------------------------------------
 
 
-class Doubles:
-    """Batches whose images are float64."""
-
-    def __init__(self, batches):
-        self.batches, self.size = batches, batches.size
-
-    def at(self, step):
-        x, targets = self.batches.at(step)
-        return x.double(), targets
-
-
 def exact(monkeypatch, *, order, steps):
     """A search that computes in float64 throughout, after a few steps, so that momentum is not zero."""
     search = make(order=order, space=smooth())
-    search.supernet.double()
-    search.loop.batches, search.validation = Doubles(search.loop.batches), Doubles(search.validation)
-    # The losses are taken of `logits.float()`, which would round what is differentiated here.
-    monkeypatch.setattr(torch.Tensor, "float", lambda self: self)
+    double(search, monkeypatch)
     return advanced(search, steps)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import optuna
 import pytest
+from failing_trials import Scored
 from killing import run_killed
-from scored import Scored
 
 from nas.errors import ConfigError, Stopped
 from nas.searchers.evolution import RegularizedEvolution
