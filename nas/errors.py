@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import os
 import reprlib
+import sys
 import sysconfig
 import threading
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
 SCREEN = 4000
 """Characters of one message at most."""
@@ -220,6 +222,31 @@ def printable(text: str, *, limit: int | None = None) -> str:
         return text
     plain = (c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
     return "".join(plain)
+
+
+class PrintableStream:
+    """A stream that writes every character which is not printable as its escape, tabs as spaces.
+
+    rich_proxied_file: the stream beneath it; rich, whose bars move the cursor, finds it by this name.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.rich_proxied_file = stream
+
+    def write(self, text: str) -> int:
+        """Writes a text; returns its length."""
+        self.rich_proxied_file.write(printable(text.expandtabs()))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever else a stream has
+        return getattr(self.rich_proxied_file, name)
+
+
+def guard_terminal() -> None:
+    """From here on, what a user's code prints in this process cannot steer the terminal."""
+    for name in ("stdout", "stderr"):
+        if not isinstance(stream := getattr(sys, name), PrintableStream):
+            setattr(sys, name, PrintableStream(stream))
 
 
 def counted(number: float, noun: str) -> str:

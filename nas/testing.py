@@ -126,10 +126,17 @@ def variants(space: Space) -> list[Genotype]:
     base = space.canonical(space.nearest([np.eye(len(d.options))[-1] for d in space.decisions]))
     found = {base: None}
     for i, decision in enumerate(space.decisions):
-        for option in () if decision.mixable else range(len(decision.options)):
-            scores = space.one_hot(base)
-            scores[i] = 2.0 * np.eye(len(decision.options))[option]
-            found[space.canonical(space.nearest(scores))] = None
+        if not decision.mixable:
+            found |= dict.fromkeys(options_of(space, base, i))
+    return list(found)
+
+
+def options_of(space: Space, genotype: Genotype, decision: int) -> list[Genotype]:
+    """What an architecture becomes with each option of a decision, given by its place; different ones, in order."""
+    found, scores = dict[Genotype, None](), space.one_hot(genotype)
+    for row in np.eye(len(scores[decision])):
+        scores[decision] = 2.0 * row
+        found[space.canonical(space.nearest(scores))] = None
     return list(found)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -96,6 +95,14 @@ def errors() -> Iterator[None]:
         what = f": {error.filename}" if error.filename else ""
         say(f"error: {error.strerror or error}{what}; the same command goes on from there", err=True)
         raise typer.Exit(StorageError.exit_code) from error
+    except (RuntimeError, MemoryError) as error:
+        from nas.user_code import reason_of  # and torch, which whoever ran out of memory has loaded
+
+        if reason_of(error) != "oom":
+            raise
+        words = next(iter(str(error).splitlines()), "")
+        say(f"error: out of memory: {words}; use a smaller batch or network, or free memory", err=True)
+        raise typer.Exit(StorageError.exit_code) from error
     except KeyboardInterrupt as error:
         if not follows():
             say("stopped at once; the same command goes on from the last checkpoint", err=True)
@@ -112,14 +119,6 @@ def warned(message: Warning | str, category: type[Warning], *_: object) -> None:
     kind = "" if category is UserWarning else f"{category.__name__}: "
     if not follows():
         say(f"WARNING: {kind}{message}", err=True)
-
-
-class Printable(logging.Formatter):
-    """Log lines for people, see `say`."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line, without anything that steers a terminal."""
-        return printable(super().format(record))
 
 
 def announce(path: str | None) -> None:

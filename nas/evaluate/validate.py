@@ -18,7 +18,7 @@ from nas.seeding import isolated, rng
 from nas.space.cost import Cost, cost, count_params
 from nas.space.graph import architecture_hash
 from nas.space.space import Size, Space
-from nas.testing import Probe, Probing, blaming, check_listing, check_space, variants
+from nas.testing import Probe, Probing, blaming, check_listing, check_space, options_of, variants
 from nas.training.evaluate import evaluate
 from nas.training.loop import Loop
 from nas.training.memory_estimate import memory_bytes
@@ -133,6 +133,7 @@ def validate(space: Space, task: Task, *, samples: int = 50, seed: int = 0) -> R
     check_space(space, x, samples=CHECKED, seed=seed)
     with blaming(space), isolated(seed, "validate"):
         warnings += _output_warnings(space.network(genotypes[0]).to(x.device), x)
+        warnings += _idle_warnings(space, genotypes[:CHECKED], x)
     median = sorted(range(samples), key=lambda i: costs[i].macs)[samples // 2]
     with blaming(space, f" on task {task.name!r} of {task.num_classes} classes"):
         train = partial(_trained_for_a_moment, space, task=task, batch=batch, seed=seed)
@@ -260,6 +261,29 @@ def _output_warnings(network: nn.Module, x: Tensor) -> list[str]:
         "the networks give probabilities, but the loss takes logits and learns little from these; leave "
         "the softmax out"
     ]
+
+
+def _idle_warnings(space: Space, genotypes: Sequence[Genotype], x: Tensor) -> list[str]:
+    """Which values change nothing: all their options give networks that answer the same, to the bit."""
+
+    def answer(genotype: Genotype) -> Tensor:
+        with isolated(0, "validate"), torch.no_grad():
+            network = space.network(genotype).to(x.device)
+            found: Tensor = network(x)
+        return found
+
+    found = []
+    for i, decision in enumerate(space.decisions):
+        if decision.mixable:
+            continue
+        rows = [options_of(space, genotype, i) for genotype in genotypes]
+        pairs = [(row[0], other) for row in rows for other in row[1:]]
+        if pairs and all(torch.equal(answer(one), answer(other)) for one, other in pairs):
+            found.append(
+                f"decision {decision.name!r} changes nothing: networks with {' and '.join(decision.options)} "
+                "answer alike; let build use what the chooser returns, or do not ask"
+            )
+    return found
 
 
 def _size_warnings(space: Space, genotypes: Sequence[Genotype]) -> list[str]:

@@ -58,6 +58,7 @@ def check_search(job: Job) -> None:
 
         for bound in job.plan.goals.constraints:
             check_bound(bound, job.latency_table)
+        seeds(job)
     costs_of(job, lambda: ())
 
 
@@ -179,6 +180,17 @@ def informed(job: Job, searcher: Searcher) -> Searcher:
     if job.plan.proxies:
         searcher = replace(searcher, describe=Scored(job.space, job.search_task, job.plan.proxies))
     return searcher
+
+
+def seeds(job: Job) -> list[Genotype]:
+    """The best fifth of an earlier run's trials, which the alphas start from; empty where none is named."""
+    folder = job.config.seed_alphas
+    if folder is None:
+        return []
+    tried = finalists(Study.read(Path(folder), SEARCH, job.space), job.plan.goals)
+    if not tried:
+        raise ConfigError(f"seed_alphas: {folder} holds no finished trial of space {job.space.name!r}")
+    return [trial.genotype for trial in tried[: max(1, len(tried) // 5)]]
 
 
 def _earlier(folder: Path, space: Space, goals: Goals, *, enough: int) -> tuple[Trial, ...]:

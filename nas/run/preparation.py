@@ -19,7 +19,7 @@ from nas.data.task import Task
 from nas.errors import ConfigError, SpaceError, TrialError
 from nas.evaluate.calibration import read_calibration
 from nas.files.folder import results_folder
-from nas.results.result import Result, is_finished, load_result
+from nas.results.result import Result, load_result
 from nas.run.config import Config, make_config
 from nas.run.final_network import check_trial, final_recipe, final_space, offer
 from nas.run.job import BEGIN, Clock, Job, Plan
@@ -29,7 +29,6 @@ from nas.show.progress import Progress, Silent
 from nas.space.loading import is_plugin, load
 from nas.space.space import Space
 from nas.study.address import find_address
-from nas.study.storage import open_storage
 from nas.training.ddp import ALONE, END, Team
 from nas.training.recipe import Recipe
 from nas.user_code import user_errors
@@ -146,8 +145,6 @@ def prepare(
     own, searches = space if isinstance(space, Space) else None, architecture is None
     if searches:
         config = config.model_copy(update={"storage": find_address(config.storage)})
-        if config.storage is not None and not is_finished(folder):
-            open_storage(config.storage)
         _refuse_ranks(config, team)
     if architecture is not None:
         plan, sizes = replace(plan, final_size={}), architecture["settings"]

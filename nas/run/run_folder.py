@@ -24,6 +24,7 @@ from nas.show.tracking import check_trackers, open_tracking
 from nas.show.tracking.tracker import Tracker
 from nas.space.loading import is_plugin, source_hash
 from nas.space.space import Space
+from nas.study.storage import open_storage
 
 FREE = (
     *("config.device", "config.budget", "config.storage_patience", "config.max_failures"),
@@ -48,6 +49,8 @@ def begun(job: Job, trackers: Sequence[Tracker] = (), *, force: bool = False) ->
     """
     config = job.config
     check_trackers(config.tensorboard, config.mlflow)
+    if config.storage is not None and not is_finished(job.folder):
+        open_storage(config.storage)  # one that cannot be used is refused before a folder is begun
     folder = open_folder(job.folder)
     with folder_lock(folder):
         record = begin(replace(job, folder=folder), force=force)

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 
 from nas.data.problem import Problem
-from nas.errors import ConfigError
 from nas.evaluate.cost_metrics import free_metrics
 from nas.evaluate.inherited import Inherited, from_supernet
 from nas.evaluate.trained import Start
@@ -28,10 +27,11 @@ from nas.oneshot.search import search
 from nas.oneshot.supernet import Supernet
 from nas.results.result import Alphas
 from nas.results.run_record import CHECKPOINT, SEARCH
+from nas.run.black_box import seeds
 from nas.run.final_network import default_of
 from nas.run.job import Job, SearchOutcome, distinct
 from nas.searchers.goals import Goals
-from nas.searchers.scheduler import Listed, finalists
+from nas.searchers.scheduler import Listed
 from nas.seeding import isolated, rng
 from nas.show.tracking.tracker import Point, finite, of_epochs
 from nas.space.cost import count_params
@@ -136,12 +136,13 @@ def _attempt(
         assert until_s is not None
         return -1.0 if job.clock.late(until_s) else until_s - job.clock.elapsed_s
 
+    best = seeds(job)
     outcome = search(
         job.space,
         job.search_task,
         replace(method, weights=retry.of(method.weights)),
         seed=job.seed(SEARCH),
-        prepare=_seeded(job),
+        prepare=(lambda supernet: supernet.prefer(best)) if best else None,
         checkpoints=Checkpoints(retry.place(job.folder / CHECKPOINT / SEARCH)),
         left_s=None if until_s is None else left_s,
         on_epoch=record,
@@ -150,18 +151,6 @@ def _attempt(
     )
     record(outcome.epochs)
     return outcome
-
-
-def _seeded(job: Job) -> Callable[[Supernet], None] | None:
-    """Sets the alphas by the best trials of an earlier run."""
-    folder = job.config.seed_alphas
-    if folder is None:
-        return None
-    tried = finalists(Study.read(Path(folder), SEARCH, job.space), job.plan.goals)
-    if not tried:
-        raise ConfigError(f"seed_alphas: {folder} holds no finished trial of space {job.space.name!r}")
-    best = [trial.genotype for trial in tried[: max(1, len(tried) // 5)]]
-    return lambda supernet: supernet.prefer(best)
 
 
 # -- what it leads to --------------------------------------------------------------------------------

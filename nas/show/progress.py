@@ -125,7 +125,7 @@ def reporter(*, plain: bool = False, quiet: bool = False) -> Iterator[Progress]:
 
     plain: lines on a terminal, too. quiet: warnings alone, wherever it goes.
     """
-    console = Console(stderr=True)
+    console = Console(file=getattr(sys.stderr, "rich_proxied_file", sys.stderr))
     if quiet or plain or console.is_jupyter or not console.is_terminal:
         yield QuietProgress() if quiet else PlainProgress()
         return

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 
 from nas import devices
-from nas.errors import ConfigError, Stopped, TrialError, describe
+from nas.errors import ConfigError, Stopped, TrialError, describe, guard_terminal
 from nas.files.atomic import write_bytes
 from nas.space.loading import load
 from nas.space.space import Space
@@ -322,6 +322,7 @@ def _begin(parent: int, threads: int) -> None:
             time.sleep(POLL_S)
         os.kill(os.getpid(), signal.SIGKILL)
 
+    guard_terminal()
     faulthandler.enable(2, all_threads=False)  # standard error
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)

@@ -75,7 +75,6 @@ def test_a_preview_says_what_a_search_would_cost_and_writes_nothing(tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.xfail(strict=True, reason="a preview makes the file of the database that is named")
 def test_a_preview_makes_no_database(tmp_path):
     storage = f"sqlite:///{tmp_path}/history.db"
     asked = ["--space", "toy", "--method", "random", "--storage", storage, "--out", tmp_path / "run"]

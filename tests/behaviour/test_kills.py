@@ -147,7 +147,6 @@ def make(classes=10, in_channels=1):
 """
 
 
-@pytest.mark.xfail(strict=True, reason="the process waits for threads that the user's code began")
 def test_a_finished_command_ends_whatever_threads_the_users_code_left(task, tmp_path):
     (tmp_path / "space.py").write_text(THREAD)
     asked = ["search", "--space", f"{tmp_path}/space.py:make", "--method", "random", *SEARCH, "--trials", "1"]
@@ -162,7 +161,6 @@ def test_a_finished_command_ends_whatever_threads_the_users_code_left(task, tmp_
         process.join()
 
 
-@pytest.mark.xfail(strict=True, reason="a lack of memory outside of trials is a MemoryError from the inside")
 def test_a_low_limit_of_memory_is_told_in_words(task, tmp_path):
     process = start(
         [*COMMANDS["darts"], "--task", task, "--out", tmp_path / "run"], tmp_path / "said.txt", memory_mb=4

@@ -89,7 +89,6 @@ def test_an_operation_that_lacks_memory_for_itself_alone_does_not_end_the_search
     assert space.choices(result.genotype)["first"] != "bad"
 
 
-@pytest.mark.xfail(strict=True, reason="control characters reach the terminal")
 def test_what_the_users_code_prints_cannot_steer_the_terminal(tmp_path):
     text = SPACE.replace(
         "    def build(choose):\n", "    def build(choose):\n        print('\\x1b[31mred\\x07')\n"

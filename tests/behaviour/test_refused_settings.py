@@ -137,7 +137,6 @@ def test_a_setting_that_the_method_does_not_use_is_refused_by_name(asked, method
     asked("parts" if name == "method_settings" else name, method=method, without=without, **setting)
 
 
-@pytest.mark.xfail(strict=True, reason="a folder is begun first, and then refuses the command put right")
 def test_a_folder_of_alphas_that_is_not_there_is_refused_before_a_folder_is_begun(asked):
     asked("seed_alphas", method="darts", without=("trials",), seed_alphas="/nowhere")
 
