@@ -132,7 +132,7 @@ def variants(space: Space) -> list[Genotype]:
 
 
 def options_of(space: Space, genotype: Genotype, decision: int) -> list[Genotype]:
-    """What an architecture becomes with each option of a decision, given by its place; different ones, in order."""
+    """What an architecture becomes with each option of a decision, in their order; no two alike."""
     found, scores = dict[Genotype, None](), space.one_hot(genotype)
     for row in np.eye(len(scores[decision])):
         scores[decision] = 2.0 * row
