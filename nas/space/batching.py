@@ -19,7 +19,9 @@ def depthwise(x: Tensor, weight: Tensor, *, stride: int, dilation: int) -> Tenso
     if stride > 1 and dilation % stride == 0:
         # Every tap reads pixels at multiples of the stride only.
         x, stride, dilation = x[:, :, ::stride, ::stride], 1, dilation // stride
-    weight = _reaching(weight, (max(x.shape[2:]) - 1) // dilation)
+    beyond = weight.shape[-1] // 2 - (max(x.shape[2:]) - 1) // dilation
+    if beyond > 0:  # taps that read nothing but zeros
+        weight = weight[:, :, beyond:-beyond, beyond:-beyond]
     if weight.shape[-1] == 1:
         return x[:, :, ::stride, ::stride] * weight.view(1, -1, 1, 1)
     as_is = not torch.is_autocast_enabled(x.device.type) and x.dtype == weight.dtype
@@ -29,12 +31,6 @@ def depthwise(x: Tensor, weight: Tensor, *, stride: int, dilation: int) -> Tenso
         out: Tensor = _Depthwise.apply(x, weight, (stride, dilation, by_blocks))  # type: ignore[no-untyped-call]
         return out
     return _forward(x, weight, dilation, stride)
-
-
-def _reaching(weight: Tensor, reach: int) -> Tensor:
-    """The kernels without the taps that read nothing but zeros, more than `reach` from the centre."""
-    cut = weight.shape[-1] // 2 - reach
-    return weight[:, :, cut:-cut, cut:-cut] if cut > 0 else weight
 
 
 class _Depthwise(torch.autograd.Function):

@@ -151,14 +151,6 @@ def _pool(pool: Callable[[int], nn.Module], c_in: int, c_out: int, stride: int =
     return nn.Sequential(relu_conv_bn(c_in, c_out), pool(stride))
 
 
-def _average(stride: int) -> nn.Module:
-    return nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
-
-
-def _maximum(stride: int) -> nn.Module:
-    return nn.MaxPool2d(3, stride, padding=1)
-
-
 def _zero(c_in: int, c_out: int, stride: int = 1) -> nn.Module:  # noqa: ARG001 - one signature for all
     return Zero(c_out, stride)
 
@@ -166,8 +158,8 @@ def _zero(c_in: int, c_out: int, stride: int = 1) -> nn.Module:  # noqa: ARG001 
 PRIMITIVES: dict[str, Primitive] = {
     "none": _zero,
     "skip_connect": skip_connect,
-    "max_pool_3x3": partial(_pool, _maximum),
-    "avg_pool_3x3": partial(_pool, _average),
+    "max_pool_3x3": partial(_pool, partial(nn.MaxPool2d, 3, padding=1)),
+    "avg_pool_3x3": partial(_pool, partial(nn.AvgPool2d, 3, padding=1, count_include_pad=False)),
     "nor_conv_1x1": partial(relu_conv_bn, kernel=1),
     "nor_conv_3x3": partial(relu_conv_bn, kernel=3),
     "nor_conv_5x5": partial(relu_conv_bn, kernel=5),
