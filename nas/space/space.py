@@ -237,20 +237,18 @@ class Space:
 
     @remembered
     def _neighbours(self, parent: Genotype) -> list[Genotype]:
-        found: dict[Genotype, None] = {}
+        found: set[Genotype] = set()
         for i, decision in enumerate(self.decisions):
             for option in set(range(len(decision.options))) - {parent[i]}:
                 scores = self.one_hot(parent)
                 scores[i] = 2.0 * np.eye(len(decision.options))[option]
                 child = self.nearest(scores)
-                found[self.canonical(child)] = None
+                found.add(self.canonical(child))
                 if sum(a != b for a, b in zip(child, parent, strict=True)) > 1:
                     for j in set(range(len(parent))) - {i}:
-                        found[
-                            self.canonical(self.nearest([*scores[:j], 0.5 * scores[j], *scores[j + 1 :]]))
-                        ] = None
-        found.pop(parent, None)
-        return sorted(found)
+                        weakened = [*scores[:j], 0.5 * scores[j], *scores[j + 1 :]]
+                        found.add(self.canonical(self.nearest(weakened)))
+        return sorted(found - {parent})
 
     def canonical(self, genotype: Genotype) -> Genotype:
         """The one genotype that stands for all with the same architecture: unasked decisions at option 0."""
