@@ -194,15 +194,12 @@ def foreign_code(who: str, kind: type[NasError] = SpaceError) -> Iterator[None]:
 
 def user_line(error: BaseException) -> str:
     """The innermost line of the user's own code that led to `error`, or nothing."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users(frame.filename)]
-    return "".join(f" (at {frame.filename}, line {frame.lineno}: {frame.line})" for frame in frames[-1:])
-
-
-def is_users(file: str) -> bool:
-    """Whether a file is neither of the engine nor of an installed library."""
     foreign = {Path(__file__).parent, Path(sysconfig.get_path("stdlib"))}
-    installed = file.startswith("<") or "site-packages" in file
-    return not installed and foreign.isdisjoint(Path(file).parents)
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        installed = frame.filename.startswith("<") or "site-packages" in frame.filename
+        if not installed and foreign.isdisjoint(Path(frame.filename).parents):
+            return f" (at {frame.filename}, line {frame.lineno}: {frame.line})"
+    return ""
 
 
 # -- words ---------------------------------------------------------------------------------------------

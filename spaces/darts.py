@@ -5,6 +5,7 @@ channels, auxiliary head, drop-path), as in the published code: stem of 3x width
 preprocessing, the two reductions at one and two thirds of the depth, four nodes concatenated.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -79,9 +80,7 @@ def darts(
         head = AuxiliaryHead(NODES * 4 * width, classes, -(-image_size // stem_stride)) if auxiliary else None
         return Network(first, layers, nn.Linear(c_prev, classes), head, max(reductions))
 
-    count = 1
-    for dst in range(2, 2 + NODES):
-        count *= dst * (dst - 1) // 2 * (len(OPTIONS) - 1) ** 2
+    count = math.prod(math.comb(dst, 2) * (len(OPTIONS) - 1) ** 2 for dst in range(2, 2 + NODES))
     return Space(
         "darts",
         build,

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nas.errors import ConfigError, TrialError
 from nas.space import latency as module
 from nas.space.graph import architecture_hash
-from nas.space.latency import LatencyTable, interleaved, latencies, measure_table
+from nas.space.latency import Latency, LatencyTable, interleaved, measure_table
 from nas.space.loading import load
 
 CPU = torch.device("cpu")
@@ -39,7 +39,8 @@ def test_latency_is_ordered_and_leaves_the_network_as_it_was():
     network = TOY.network((2, 2, 2)).train()
     network[1].eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    (found,) = latencies([network], torch.randn(4, 1, 16, 16), repeats=20, warmup=3)
+    (times,) = interleaved([network], torch.randn(4, 1, 16, 16), repeats=20, warmup=3)
+    found = Latency.of(times)
     assert 0 < found.low_ms <= found.p50_ms <= found.high_ms
     assert found.p50_ms <= found.p95_ms and found.p50_ms < 1000
     assert [part.training for part in network] == [True, False, True, True, True, True]

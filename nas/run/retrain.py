@@ -21,7 +21,7 @@ from nas.run.step_timing import final_pace, suited
 from nas.seeding import derive, isolated
 from nas.show.tracking.tracker import of_epochs
 from nas.space.graph import architecture_hash
-from nas.space.latency import LATENCY, latencies
+from nas.space.latency import LATENCY, Latency, interleaved
 from nas.training.checkpoint import Checkpoints
 from nas.training.evaluate import judged
 from nas.training.recipe import Recipe, compressed
@@ -146,7 +146,7 @@ def _measured(network: nn.Module, task: Task) -> dict[str, float]:
     test_loss, scores = judged(network, task, task.test)
     if not math.isfinite(test_loss):
         raise TrialError("nan", f"the trained network's test loss is {test_loss}; lower retrain.lr")
-    timed = latencies([network], task.normalise(task.test.x[:1]))[0]
+    timed = Latency.of(interleaved([network], task.normalise(task.test.x[:1]))[0])
     name, found = task.problem.test, scores.cpu().numpy()
     low, high = interval(found)
     return {

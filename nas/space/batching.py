@@ -19,76 +19,48 @@ def depthwise(x: Tensor, weight: Tensor, *, stride: int, dilation: int) -> Tenso
     if stride > 1 and dilation % stride == 0:
         # Every tap reads pixels at multiples of the stride only.
         x, stride, dilation = x[:, :, ::stride, ::stride], 1, dilation // stride
-    weight = _reaching(weight, (max(x.shape[2:]) - 1) // dilation)
+    beyond = weight.shape[-1] // 2 - (max(x.shape[2:]) - 1) // dilation
+    if beyond > 0:  # taps that read nothing but zeros
+        weight = weight[:, :, beyond:-beyond, beyond:-beyond]
     if weight.shape[-1] == 1:
         return x[:, :, ::stride, ::stride] * weight.view(1, -1, 1, 1)
-    out: Tensor
-    known = x.device.type == "cpu" and x.dtype == weight.dtype and not torch.is_autocast_enabled("cpu")
-    if stride == 1 and known and (weight.shape[-1] > 3 or dilation > 1):
-        out = _Depthwise.apply(x, weight, dilation)  # type: ignore[no-untyped-call]
-        return out
-    if _only_maps_learn(x, weight):
-        out = _Fixed.apply(x, weight, stride, dilation)  # type: ignore[no-untyped-call]
+    as_is = not torch.is_autocast_enabled(x.device.type) and x.dtype == weight.dtype
+    by_blocks = x.device.type == "cpu" and stride == 1 and (weight.shape[-1] > 3 or dilation > 1)
+    only_maps_learn = torch.is_grad_enabled() and x.requires_grad and not weight.requires_grad
+    if as_is and (by_blocks or only_maps_learn):
+        out: Tensor = _Depthwise.apply(x, weight, (stride, dilation, by_blocks))  # type: ignore[no-untyped-call]
         return out
     return _forward(x, weight, dilation, stride)
 
 
-def _reaching(weight: Tensor, reach: int) -> Tensor:
-    """The kernels without the taps that read nothing but zeros, more than `reach` from the centre."""
-    cut = weight.shape[-1] // 2 - reach
-    return weight[:, :, cut:-cut, cut:-cut] if cut > 0 else weight
-
-
 class _Depthwise(torch.autograd.Function):
-    """Stride 1. Where the gradient is itself differentiated, the library's own is used."""
+    """The library's convolution with gradients that take fewer or faster calls than the library's.
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, dilation: int) -> Tensor:  # noqa: ANN401 - it has no type
-        ctx.save_for_backward(x, weight)
-        ctx.dilation = dilation
-        return _forward(x, weight, dilation)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # noqa: ANN401
-        (grad,), (x, weight) = grads, ctx.saved_tensors
-        for_x, for_weight, _ = ctx.needs_input_grad
-        if torch.is_grad_enabled():
-            if for_x and not for_weight:
-                return _transposed(grad, weight, x, 1, ctx.dilation), None, None
-            return *_library(grad, x, weight, ctx.dilation, (for_x, for_weight)), None
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        dx = _forward(grad, weight.flip(2, 3), ctx.dilation) if for_x else None
-        dw = weight_gradient(grad, x, weight, ctx.dilation) if for_weight else None
-        return dx, dw, None
-
-
-def _only_maps_learn(x: Tensor, weight: Tensor) -> bool:
-    """Whether the gradient of the maps is wanted, and that of the kernels is not."""
-    as_is = not torch.is_autocast_enabled(x.device.type) and x.dtype == weight.dtype
-    return as_is and torch.is_grad_enabled() and x.requires_grad and not weight.requires_grad
-
-
-class _Fixed(torch.autograd.Function):
-    """With kernels of which no gradient is wanted.
-
-    As the library does it, but for a gradient that is itself differentiated: here that is one call, in the
-    library one for each channel.
+    A gradient that is itself differentiated is the library's own, but for one of the maps alone: that is one
+    call here, and in the library one for each channel. Other gradients are computed `by_blocks`, which is for
+    stride 1, or else as the library does it.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, x: Tensor, weight: Tensor, form: tuple[int, int, bool]) -> Tensor:  # noqa: ANN401
         ctx.save_for_backward(x, weight)
-        ctx.form = stride, dilation
+        ctx.form = form
+        stride, dilation, _ = form
         return _forward(x, weight, dilation, stride)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:  # noqa: ANN401
-        (grad,), (x, weight), (stride, dilation) = grads, ctx.saved_tensors, ctx.form
-        if torch.is_grad_enabled():
-            dx: Tensor | None = _transposed(grad, weight, x, stride, dilation)
-        else:
-            dx, _ = _library(grad, x, weight, dilation, (True, False), stride=stride)
-        return dx, None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # noqa: ANN401
+        (grad,), (x, weight), (stride, dilation, by_blocks) = grads, ctx.saved_tensors, ctx.form
+        for_x, for_weight = ctx.needs_input_grad[:2]
+        if torch.is_grad_enabled() and for_x and not for_weight:
+            return _transposed(grad, weight, x, stride, dilation), None, None
+        if torch.is_grad_enabled() or not by_blocks:
+            wanted = (for_x, for_weight)
+            return *_library(grad, x, weight, dilation, wanted, stride=stride), None
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        dx = _forward(grad, weight.flip(2, 3), dilation) if for_x else None
+        dw = weight_gradient(grad, x, weight, dilation) if for_weight else None
+        return dx, dw, None
 
 
 def _transposed(grad: Tensor, weight: Tensor, x: Tensor, stride: int, dilation: int) -> Tensor:
@@ -188,26 +160,6 @@ class Stack:
         return Stack(function(self.x), self.groups, self.shared)
 
 
-class Batched:
-    """A module that says how several of its kind run together: the rule of a primitive.
-
-    Modules run together where their keys are equal; one whose key is None runs by itself.
-
-    batch_shares: whether, while training, they make the same of the same map.
-    """
-
-    batch_shares = False
-
-    def batch_key(self) -> Hashable:
-        """All that modules must have in common."""
-        raise NotImplementedError
-
-    @classmethod
-    def batch(cls, modules: Sequence[nn.Module], stack: Stack) -> Stack:
-        """What each of G modules makes of its maps; a batch-norm among them may be frozen by itself."""
-        raise NotImplementedError
-
-
 def side_by_side(maps: Sequence[Tensor]) -> Tensor:
     """Maps `[B, C, H, W]` in one `[B, G * C, H, W]`, channels last in memory."""
     return torch.cat([x.permute(0, 2, 3, 1) for x in maps], dim=-1).permute(0, 3, 1, 2)
@@ -231,6 +183,7 @@ class Rule:
     """How G layers with equal keys run as one.
 
     key: all that they must have in common.
+    run: what each of them makes of its maps; a batch-norm among them may be frozen by itself.
     pure: whether they have neither weights nor state, so that layers with equal keys do the same.
     shares: whether, while training, they make the same of the same map.
     """
@@ -241,14 +194,21 @@ class Rule:
     shares: bool = False
 
 
+class Batched:
+    """A module that says itself how several of its kind run together."""
+
+    def rule(self) -> Rule | None:
+        """The rule of a primitive; None for one that runs by itself."""
+        raise NotImplementedError
+
+
 def rule_of(layer: nn.Module) -> Rule | None:
     """The rule of one layer; None where there is none, so that it runs by itself.
 
     A subclass of a known layer may do something else, so it must have a rule of its own (`Batched`).
     """
     if isinstance(layer, Batched):
-        key = layer.batch_key()
-        return None if key is None else Rule((type(layer), key), type(layer).batch, shares=layer.batch_shares)
+        return layer.rule()
     make = _RULES.get(type(layer))
     return make(layer) if make is not None else None
 
@@ -289,8 +249,10 @@ def normalise(layers: Sequence[nn.Module], stack: Stack, scale: Tensor | None = 
     if first.affine:
         weight, bias = joined([norm.weight for norm in norms]), joined([norm.bias for norm in norms])
     if scale is not None:
-        # Not expanded: the gradient of batch-norm reads the memory of its weights as if it were dense.
-        each = scale.to(_exact(x.dtype)).repeat_interleave(first.num_features)
+        # Batch-norm keeps its weights in float32, or float64, beside maps of any type. Not expanded: its
+        # gradient reads the memory of its weights as if it were dense.
+        exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+        each = scale.to(exact).repeat_interleave(first.num_features)
         weight = each if weight is None else each * weight
         bias = None if bias is None else each * bias
     if by_batch:
@@ -339,11 +301,6 @@ def _follow(norms: Sequence[nn.BatchNorm2d], means: list[Tensor], variances: lis
     torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm in norms], 1)
 
 
-def _exact(dtype: torch.dtype) -> torch.dtype:
-    """What batch-norm keeps its statistics and weights in beside maps of a type."""
-    return dtype if dtype == torch.float64 else torch.float32
-
-
 def _convolution(layer: nn.Module) -> Rule | None:
     """Of equal shapes; none where borders are not padded with zeros."""
     conv = cast(nn.Conv2d, layer)
@@ -371,28 +328,20 @@ def _norm(layer: nn.Module) -> Rule | None:
     return None if key is None else Rule((nn.BatchNorm2d, key), normalise, shares=not norm.affine)
 
 
-def _map(layers: Sequence[nn.Module], stack: Stack) -> Stack:
-    return stack.map(layers[0])
-
-
-def _maximum(layer: nn.Module) -> Rule | None:
-    pool = cast(nn.MaxPool2d, layer)
-    settings = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode)
-    return None if pool.return_indices else Rule((nn.MaxPool2d, *settings), _map, pure=True, shares=True)
-
-
-def _average(layer: nn.Module) -> Rule:
-    pool = cast(nn.AvgPool2d, layer)
-    shape = (pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode)
-    settings = (*shape, pool.count_include_pad, pool.divisor_override)
-    return Rule((nn.AvgPool2d, *settings), _map, pure=True, shares=True)
+def _pool(layer: nn.Module) -> Rule | None:
+    """Of equal settings; none where places are given beside the maxima."""
+    if getattr(layer, "return_indices", False):
+        return None
+    settings = [getattr(layer, name) for name in cast(nn.MaxPool2d, layer).__constants__]
+    key = (type(layer), *settings)
+    return Rule(key, lambda layers, stack: stack.map(layers[0]), pure=True, shares=True)
 
 
 _RULES: dict[type[nn.Module], Callable[[nn.Module], Rule | None]] = {
     nn.Conv2d: _convolution,
     nn.BatchNorm2d: _norm,
     nn.ReLU: lambda _: Rule((nn.ReLU,), lambda _layers, stack: stack.map(F.relu), pure=True, shares=True),
-    nn.MaxPool2d: _maximum,
-    nn.AvgPool2d: _average,
+    nn.MaxPool2d: _pool,
+    nn.AvgPool2d: _pool,
     nn.Identity: lambda _: Rule((nn.Identity,), lambda _layers, stack: stack, pure=True, shares=True),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
 from typing import cast
 
 import torch
@@ -97,10 +98,7 @@ class Cell(nn.Module):
         live = [(op, x) for op, x in zip(ops, states, strict=True) if not isinstance(op, Zero)]
         if not live:
             return cast(Tensor, ops[0](states[0]))
-        total = self._edge(*live[0])
-        for op, x in live[1:]:
-            total = total + self._edge(op, x)
-        return total
+        return reduce(torch.add, (self._edge(op, x) for op, x in live))
 
     def _edge(self, op: nn.Module, x: Tensor) -> Tensor:
         y: Tensor = op(x)

@@ -134,7 +134,14 @@ class Tracer:
         return options[self.answers.get(name, -1)]
 
     def _record(self, decision: Decision) -> None:
-        check_decision(decision)
+        names: tuple[object, ...] = (decision.name, *decision.options)
+        if not all(isinstance(name, str) and 0 < len(name) <= 200 and name.isprintable() for name in names):
+            raise SpaceError(
+                f"decision {decision.name!r}: got options {decision.options!r}; names must be "
+                "printable text of 1 to 200 characters"
+            )
+        if not decision.options:
+            raise SpaceError(f"decision {decision.name!r} has no options")
         self._questions += 1
         first = self.decisions.setdefault(decision.name, decision)
         if first != decision:
@@ -248,15 +255,3 @@ def labels(name: str, options: Sequence[object]) -> tuple[str, ...]:
     if len(set(texts)) < len(texts):
         raise SpaceError(f"decision {name!r}: two options have the same name in {texts}")
     return texts
-
-
-def check_decision(decision: Decision) -> None:
-    """Refuses names and options that nothing could record."""
-    names: tuple[object, ...] = (decision.name, *decision.options)
-    if not all(isinstance(name, str) and 0 < len(name) <= 200 and name.isprintable() for name in names):
-        raise SpaceError(
-            f"decision {decision.name!r}: got options {decision.options!r}; names must be "
-            "printable text of 1 to 200 characters"
-        )
-    if not decision.options:
-        raise SpaceError(f"decision {decision.name!r} has no options")

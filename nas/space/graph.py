@@ -68,9 +68,7 @@ def prune(graph: Graph) -> Graph:
     sinks = [n for n, role in roles.items() if role == "output"]
     below = set(sources).union(*(nx.descendants(graph, n) for n in sources))
     above = set(sinks).union(*(nx.ancestors(graph, n) for n in sinks))
-    live = graph.subgraph((below & above) | {*sources, *sinks}).copy()
-    live.remove_edges_from([(a, b) for a, b in live.edges if a not in below])
-    return live
+    return graph.subgraph((below & above) | {*sources, *sinks}).copy()
 
 
 @remembered

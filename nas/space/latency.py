@@ -54,13 +54,6 @@ class Latency:
 # -- measured -----------------------------------------------------------------------------------------
 
 
-def latencies(
-    networks: Sequence[nn.Module], x: Tensor, *, repeats: int = 50, warmup: int = 10
-) -> list[Latency]:
-    """Times networks side by side on the device where they and `x` are; see `interleaved`."""
-    return [Latency.of(times) for times in interleaved(networks, x, repeats=repeats, warmup=warmup)]
-
-
 def interleaved(
     networks: Sequence[nn.Module], x: Tensor, *, repeats: int = 50, warmup: int = 10, seed: int = 0
 ) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ Every primitive maps `[B, c_in, H, W]` to `[B, c_out, ceil(H / stride), ceil(W /
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import cast
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.errors import SpaceError, unknown
-from nas.space.batching import Batched, Stack, joined, norm_key, normalise
+from nas.space.batching import Batched, Rule, Stack, joined, norm_key, normalise
 from nas.space.choosers import Candidate, Primitive, Zero
 
 
@@ -44,24 +44,25 @@ class FactorizedReduce(nn.Module, Batched):
         out: Tensor = self.norm(torch.cat([self.even(x), self.odd(shifted)], dim=1))
         return out
 
-    def batch_key(self) -> Hashable:
+    def rule(self) -> Rule | None:
         """Of equal shapes."""
         norm = norm_key(self.norm)
-        return None if norm is None else (self.even.weight.shape, self.odd.weight.shape, norm)
+        key = (type(self), self.even.weight.shape, self.odd.weight.shape, norm)
+        return None if norm is None else Rule(key, _reduce_together)
 
-    @classmethod
-    def batch(cls, modules: Sequence[nn.Module], stack: Stack) -> Stack:
-        """One convolution of stride 2 whose 2x2 kernels look at the even, and others at the odd pixel."""
-        reduces = cast(Sequence[FactorizedReduce], modules)
-        x = F.relu(stack.x if stack.shared else stack.apart())
-        odd_sides = (x.shape[3] % 2, x.shape[2] % 2)
-        if any(odd_sides):  # to pad by nothing would copy the map
-            x = F.pad(x, (0, odd_sides[0], 0, odd_sides[1]))
-        even, odd = ([getattr(reduce, name).weight for reduce in reduces] for name in ("even", "odd"))
-        kernels = [_stacked(even, (0, 1, 0, 1)), _stacked(odd, (1, 0, 1, 0))]
-        weight = torch.cat(kernels, dim=1).flatten(0, 1)
-        y = F.conv2d(x, weight, stride=2, groups=1 if stack.shared else len(reduces))
-        return normalise([reduce.norm for reduce in reduces], Stack(y, len(reduces), shared=False))
+
+def _reduce_together(modules: Sequence[nn.Module], stack: Stack) -> Stack:
+    """One convolution of stride 2 whose 2x2 kernels look at the even, and others at the odd pixel."""
+    reduces = cast(Sequence[FactorizedReduce], modules)
+    x = F.relu(stack.x)
+    odd_sides = (x.shape[3] % 2, x.shape[2] % 2)
+    if any(odd_sides):  # to pad by nothing would copy the map
+        x = F.pad(x, (0, odd_sides[0], 0, odd_sides[1]))
+    even, odd = ([getattr(reduce, name).weight for reduce in reduces] for name in ("even", "odd"))
+    kernels = [_stacked(even, (0, 1, 0, 1)), _stacked(odd, (1, 0, 1, 0))]
+    weight = torch.cat(kernels, dim=1).flatten(0, 1)
+    y = F.conv2d(x, weight, stride=2, groups=1 if stack.shared else len(reduces))
+    return normalise([reduce.norm for reduce in reduces], Stack(y, len(reduces), shared=False))
 
 
 def _stacked(kernels: Sequence[Tensor], zeros: tuple[int, ...]) -> Tensor:
@@ -76,8 +77,6 @@ class MixtureNorm(nn.BatchNorm2d, Batched):
     network that is trained in the end.
     """
 
-    batch_shares = True
-
     def __init__(self, channels: int) -> None:
         super().__init__(channels, affine=False)
         self.active = False
@@ -86,16 +85,17 @@ class MixtureNorm(nn.BatchNorm2d, Batched):
         """`[B, C, H, W]`, normalised while active."""
         return super().forward(x) if self.active else x
 
-    def batch_key(self) -> Hashable:
-        """Of equal settings."""
+    def rule(self) -> Rule | None:
+        """As batch-norms of equal settings, while active."""
         norm = norm_key(self)
-        return None if norm is None else (self.active, norm)
+        key = (type(self), self.active, norm)
+        return None if norm is None else Rule(key, _normalise_active, shares=True)
 
-    @classmethod
-    def batch(cls, modules: Sequence[nn.Module], stack: Stack) -> Stack:
-        """As batch-norms, while active."""
-        norms = cast(Sequence[MixtureNorm], modules)
-        return normalise(norms, stack) if norms[0].active else stack
+
+def _normalise_active(modules: Sequence[nn.Module], stack: Stack) -> Stack:
+    """As batch-norms, while active."""
+    norms = cast(Sequence[MixtureNorm], modules)
+    return normalise(norms, stack) if norms[0].active else stack
 
 
 def relu_conv_bn(c_in: int, c_out: int, stride: int = 1, *, kernel: int = 1) -> nn.Module:
@@ -151,14 +151,6 @@ def _pool(pool: Callable[[int], nn.Module], c_in: int, c_out: int, stride: int =
     return nn.Sequential(relu_conv_bn(c_in, c_out), pool(stride))
 
 
-def _average(stride: int) -> nn.Module:
-    return nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
-
-
-def _maximum(stride: int) -> nn.Module:
-    return nn.MaxPool2d(3, stride, padding=1)
-
-
 def _zero(c_in: int, c_out: int, stride: int = 1) -> nn.Module:  # noqa: ARG001 - one signature for all
     return Zero(c_out, stride)
 
@@ -166,8 +158,8 @@ def _zero(c_in: int, c_out: int, stride: int = 1) -> nn.Module:  # noqa: ARG001 
 PRIMITIVES: dict[str, Primitive] = {
     "none": _zero,
     "skip_connect": skip_connect,
-    "max_pool_3x3": partial(_pool, _maximum),
-    "avg_pool_3x3": partial(_pool, _average),
+    "max_pool_3x3": partial(_pool, partial(nn.MaxPool2d, 3, padding=1)),
+    "avg_pool_3x3": partial(_pool, partial(nn.AvgPool2d, 3, padding=1, count_include_pad=False)),
     "nor_conv_1x1": partial(relu_conv_bn, kernel=1),
     "nor_conv_3x3": partial(relu_conv_bn, kernel=3),
     "nor_conv_5x5": partial(relu_conv_bn, kernel=5),

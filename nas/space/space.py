@@ -49,10 +49,6 @@ def remembered(function: Callable[Concatenate[Space, P], T]) -> Callable[Concate
     return answer
 
 
-def _is_whole(option: object) -> bool:
-    return isinstance(option, int | np.integer) and not isinstance(option, bool)
-
-
 def argmax(decisions: Sequence[Decision], scores: Scores) -> Genotype:  # noqa: ARG001 - a projection's signature
     """The default projection: every decision is free, so take its best option."""
     return tuple(int(np.argmax(row)) for row in scores)
@@ -241,20 +237,18 @@ class Space:
 
     @remembered
     def _neighbours(self, parent: Genotype) -> list[Genotype]:
-        found: dict[Genotype, None] = {}
+        found: set[Genotype] = set()
         for i, decision in enumerate(self.decisions):
             for option in set(range(len(decision.options))) - {parent[i]}:
                 scores = self.one_hot(parent)
                 scores[i] = 2.0 * np.eye(len(decision.options))[option]
                 child = self.nearest(scores)
-                found[self.canonical(child)] = None
+                found.add(self.canonical(child))
                 if sum(a != b for a, b in zip(child, parent, strict=True)) > 1:
                     for j in set(range(len(parent))) - {i}:
-                        found[
-                            self.canonical(self.nearest([*scores[:j], 0.5 * scores[j], *scores[j + 1 :]]))
-                        ] = None
-        found.pop(parent, None)
-        return sorted(found)
+                        weakened = [*scores[:j], 0.5 * scores[j], *scores[j + 1 :]]
+                        found.add(self.canonical(self.nearest(weakened)))
+        return sorted(found - {parent})
 
     def canonical(self, genotype: Genotype) -> Genotype:
         """The one genotype that stands for all with the same architecture: unasked decisions at option 0."""
@@ -308,7 +302,8 @@ class Space:
                 f"space {self.name!r} has {len(self.decisions)} decisions, got a genotype of {len(genotype)}"
             )
         for d, option in zip(self.decisions, genotype, strict=True):
-            if not _is_whole(option) or not 0 <= option < len(d.options):
+            whole = isinstance(option, int | np.integer) and not isinstance(option, bool)
+            if not whole or not 0 <= option < len(d.options):
                 raise SpaceError(
                     f"decision {d.name!r} got option {shown(option)}, but its {len(d.options)} options are 0 "
                     f"to {len(d.options) - 1}, whole numbers"
