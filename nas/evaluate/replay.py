@@ -116,7 +116,7 @@ class Replay:
 
     def load(self) -> Benchmark:
         """The table, read once in a process."""
-        return _loaded(self.benchmark, self.dataset, self.folder)
+        return _loaded(self.benchmark, dataset=self.dataset, folder=self.folder)
 
     def made_searcher(self) -> Searcher:
         """The searcher of that name and settings."""
@@ -149,9 +149,7 @@ class Replay:
         return history
 
 
-@functools.cache
-def _loaded(benchmark: str, dataset: str | None, folder: Path | None) -> Benchmark:
-    return load_benchmark(benchmark, dataset=dataset, folder=folder)
+_loaded = functools.cache(load_benchmark)
 
 
 @dataclass(frozen=True, eq=False)

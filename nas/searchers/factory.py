@@ -46,7 +46,7 @@ def make_searcher(
     if name not in _CLASSES:
         raise ConfigError(unknown("searcher", name, SEARCHERS) + f", or {OPTUNA}NAME for an Optuna sampler")
     fields = {f.name: f.default for f in dataclasses.fields(_CLASSES[name])}  # type: ignore[arg-type]
-    plain = {key: default for key, default in fields.items() if isinstance(default, int | float | str)}
+    plain = {key: default for key, default in fields.items() if isinstance(default, int | float)}
     values = {key: _checked(name, key, value, plain) for key, value in settings.items()}
     if name == "evolution" and "population" in values and "tournament" not in values:
         values["tournament"] = min(int(str(plain["tournament"])), int(str(values["population"])))
@@ -69,5 +69,5 @@ def _checked(name: str, key: str, value: object, known: Mapping[str, object]) ->
             return int(value)
         return convert(str(value))
     except ValueError as error:
-        wanted = {int: "a whole number", float: "a number", str: "text"}[kind]
+        wanted = {int: "a whole number", float: "a number"}[kind]
         raise ConfigError(f"{name}: {key} is {value!r}, but must be {wanted}") from error
