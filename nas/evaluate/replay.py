@@ -107,12 +107,6 @@ class Replay:
                 f"benchmark: got {self.trials} trials and a budget of {self.budget_s} s, wanted at least 1 "
                 "and more than 0"
             )
-        wanted = len(self.goals.objectives) if len(self.goals.objectives) > 1 else 0
-        if len(self.reference) != wanted:
-            raise ConfigError(
-                f"benchmark: got a reference of {len(self.reference)} numbers, wanted {wanted}: one for each "
-                "of several objectives"
-            )
 
     def load(self) -> Benchmark:
         """The table, read once in a process."""
