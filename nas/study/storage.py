@@ -19,7 +19,6 @@ from optuna.distributions import CategoricalDistribution
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import BaseJournalBackend
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas.errors import ConfigError, StorageError, describe
@@ -339,14 +338,11 @@ def read_trials(folder: Path, name: str, space: Space) -> list[Trial]:
 
 def open_study(storage: BaseStorage, name: str, goals: Goals) -> optuna.Study:
     """The study of that name, which is made where there is none."""
-    if name not in optuna.get_all_study_names(storage):
-        # Optuna's own function would announce it.
-        directions = [
-            StudyDirection.MAXIMIZE if o.maximize else StudyDirection.MINIMIZE for o in goals.objectives
-        ]
-        storage.create_new_study(directions, name)
     sampler = optuna.samplers.RandomSampler(seed=0)
-    return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
+    if name in optuna.get_all_study_names(storage):
+        return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
+    directions = ["maximize" if o.maximize else "minimize" for o in goals.objectives]
+    return optuna.create_study(study_name=name, storage=storage, sampler=sampler, directions=directions)
 
 
 def recorded_goals(study: optuna.Study, space: Space, goals: Goals | None) -> Goals:
