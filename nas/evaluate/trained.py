@@ -207,7 +207,7 @@ class Trained:
 
 @contextmanager
 def working_in(folder: Path, *, stays: bool = False) -> Iterator[Path]:
-    """The folder of one training, which is left where that is interrupted, or where it ends well and `stays`."""
+    """The folder of one training; what is interrupted leaves it behind, as does success where it `stays`."""
     with alone_in(folder):
         try:
             yield folder

@@ -84,8 +84,7 @@ class LocalSearch:
 
     def ask(self, space: Space, history: Sequence[Trial], rng: np.random.Generator) -> Genotype:
         """A random untried neighbour of where the walk stands, or a random architecture to start from."""
-        done = [trial for trial in history if trial.state == "done"]
-        place = self._place(space, history) if len(done) >= self.init else None
+        place = self._place(space, history)
         if place is None:
             return unseen(space, history, rng, propose=lambda: space.sample(rng))
         seen = tried(space, history)
