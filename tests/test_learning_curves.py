@@ -5,7 +5,6 @@ import itertools
 import numpy as np
 import pytest
 
-from nas.errors import ConfigError
 from nas.evaluate import learning_curves
 from nas.evaluate.learning_curves import EarlyStop, extrapolate
 
@@ -32,12 +31,6 @@ def test_the_closed_form_is_the_conditioned_joint_normal():
     forecast = extrapolate(curve, at=at)
     assert forecast.mean == pytest.approx(weights @ means, abs=1e-6)
     assert forecast.variance == pytest.approx(weights @ (variances + (means - forecast.mean) ** 2), abs=1e-6)
-
-
-def test_shares_are_wanted_and_a_later_epoch():
-    for values, at, named in (([50.0, 60.0], 3, "values"), ([0.5], 3, "values"), ([0.5, 0.6], 2, "at is 2")):
-        with pytest.raises(ConfigError, match=named):
-            extrapolate(values, at=at)
 
 
 def test_a_training_ends_where_the_best_is_out_of_reach():

@@ -10,8 +10,6 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.errors import ConfigError
-
 Floats = NDArray[np.float64]
 
 # Fine enough that a curve between two rates differs by less than the smallest noise.
@@ -56,18 +54,8 @@ def extrapolate(values: Sequence[float], *, at: int) -> NormalDist:
 
     The model knows no late take-off: with two or three epochs at chance level it is overconfident. To rank
     trainings of equal length the last accuracy is no worse; a forecast says what is still possible.
-
-    Raises:
-        ConfigError: when the values are too few or no accuracies, or `at` is not after them.
     """
     curve = np.asarray(values, dtype=np.float64)
-    if curve.ndim != 1 or len(curve) < 2 or not ((curve >= 0) & (curve <= 1)).all():  # NaN is not
-        raise ConfigError(
-            f"extrapolate: values are {curve.tolist()}, wanted an accuracy in [0, 1] for each of 2 or more "
-            "epochs"
-        )
-    if at <= len(curve):
-        raise ConfigError(f"extrapolate: at is {at}, but must be after the {len(curve)} epochs observed")
     means, variances, log_evidence = _posteriors(curve, _features(len(curve), at))
     weights = np.exp(log_evidence - log_evidence.max())
     weights /= weights.sum()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -12,9 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from nas.data.task import Task
-from nas.errors import SpaceError, TrialError
-from nas.evaluate.trained import affordable, summary
-from nas.files.folder import alone_in
+from nas.errors import SpaceError
+from nas.evaluate.trained import affordable, summary, working_in
 from nas.searchers.fidelity import Fidelity, Ladder
 from nas.seeding import derive, isolated
 from nas.space.cost import cost
@@ -77,22 +75,15 @@ class Laddered:
         epochs_trained: that its weights have learned for, on the rungs below too.
         """
         rung, place = self.ladder.rung(trial.fidelity), self.place(trial.genotype)
-        with alone_in(place):
-            try:
-                with user_errors():
-                    counted = affordable(self.space, trial.genotype, self.task)
-                    chain = self._chain(trial.genotype, rung)
-                    with noting(counted, self.needed_bytes(trial), self.task.train.x.device):
-                        curve, retry = with_retries(
-                            partial(self._train, trial.genotype, chain, rung),
-                            folder=place,
-                            batch=min(self.recipe.batch, len(self.task.train)),
-                        )
-            except TrialError:
-                shutil.rmtree(place, ignore_errors=True)
-                raise
-            if rung == len(self.ladder) - 1:
-                shutil.rmtree(place, ignore_errors=True)
+        with working_in(place, stays=rung < len(self.ladder) - 1), user_errors():
+            counted = affordable(self.space, trial.genotype, self.task)
+            chain = self._chain(trial.genotype, rung)
+            with noting(counted, self.needed_bytes(trial), self.task.train.x.device):
+                curve, retry = with_retries(
+                    partial(self._train, trial.genotype, chain, rung),
+                    folder=place,
+                    batch=min(self.recipe.batch, len(self.task.train)),
+                )
         learned = sum(r.epochs for r in self.ladder.rungs[chain[0].first : rung + 1])
         return {**summary(curve, counted, retry), "epochs_trained": learned}
 

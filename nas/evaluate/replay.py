@@ -107,16 +107,10 @@ class Replay:
                 f"benchmark: got {self.trials} trials and a budget of {self.budget_s} s, wanted at least 1 "
                 "and more than 0"
             )
-        wanted = len(self.goals.objectives) if len(self.goals.objectives) > 1 else 0
-        if len(self.reference) != wanted:
-            raise ConfigError(
-                f"benchmark: got a reference of {len(self.reference)} numbers, wanted {wanted}: one for each "
-                "of several objectives"
-            )
 
     def load(self) -> Benchmark:
         """The table, read once in a process."""
-        return _loaded(self.benchmark, self.dataset, self.folder)
+        return _loaded(self.benchmark, dataset=self.dataset, folder=self.folder)
 
     def made_searcher(self) -> Searcher:
         """The searcher of that name and settings."""
@@ -149,9 +143,7 @@ class Replay:
         return history
 
 
-@functools.cache
-def _loaded(benchmark: str, dataset: str | None, folder: Path | None) -> Benchmark:
-    return load_benchmark(benchmark, dataset=dataset, folder=folder)
+_loaded = functools.cache(load_benchmark)
 
 
 @dataclass(frozen=True, eq=False)

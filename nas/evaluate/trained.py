@@ -6,7 +6,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -173,21 +173,13 @@ class Trained:
         steps_per_epoch = len(self.task.train) // self._batch
         return 1 if saved is None else max(1, math.ceil(saved[0] / steps_per_epoch))
 
-    @contextmanager
-    def _place(self, trial: Trial, *, is_needed: bool) -> Iterator[Path | None]:
-        """The folder of the trial's checkpoint; it stays behind only when training is interrupted."""
-        if self.folder is None:
-            with temporary_folder() if is_needed else nullcontext() as temporary:
-                yield temporary
-            return
-        folder = self.folder / f"trial-{trial.number}"
-        with alone_in(folder):
-            try:
-                yield folder
-            except TrialError:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
-            shutil.rmtree(folder, ignore_errors=True)
+    def _place(self, trial: Trial, *, is_needed: bool) -> AbstractContextManager[Path | None]:
+        """The folder of the trial's checkpoint."""
+        if self.folder is not None:
+            return working_in(self.folder / f"trial-{trial.number}")
+        if is_needed:
+            return temporary_folder()
+        return nullcontext()
 
     def _weights_folder(self, trial: Trial) -> Path:
         assert self.weights is not None
@@ -211,6 +203,19 @@ class Trained:
             return network
 
         return start
+
+
+@contextmanager
+def working_in(folder: Path, *, stays: bool = False) -> Iterator[Path]:
+    """The folder of one training; what is interrupted leaves it behind, as does success where it `stays`."""
+    with alone_in(folder):
+        try:
+            yield folder
+        except TrialError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if not stays:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def summary(curve: Curve, counted: Cost, retry: Retry) -> dict[str, float]:

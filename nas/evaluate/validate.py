@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.data.task import Task, first_of
-from nas.errors import ConfigError, SpaceError, TrialError
+from nas.errors import SpaceError, TrialError
 from nas.oneshot.supernet import Supernet
 from nas.seeding import isolated, rng
 from nas.space.cost import Cost, cost, count_params
@@ -97,11 +97,7 @@ class Report:
             ("supernet", self.no_supernet or f"{_short(self.supernet_params or 0)} parameters"),
             ("default", ", ".join(f"{name} {option}" for name, option in self.default.items())),
             ("", f"accuracy {self.default_acc:.3f} after {self.steps} steps, median {self.random_acc:.3f}"),
-            *(
-                []
-                if self.default_named
-                else [("", "all last options; Space(default=...) names a better one")]
-            ),
+            *[("", "all last options; Space(default=...) names a better one")] * (not self.default_named),
             *(("warning", text) for text in self.warnings),
         ]
         return [f"{name:<12} {text}" for name, text in rows]
@@ -114,15 +110,13 @@ class Report:
 def validate(space: Space, task: Task, *, samples: int = 50, seed: int = 0) -> Report:
     """Checks that `space` can be searched on `task`, and measures what that would take on the task's device.
 
-    samples: number of random architectures to count the costs of.
+    samples: number of random architectures to count the costs of, at least 1.
 
     Raises:
         SpaceError: when a promise is broken, a network does not fit the task's classes, or is too large for
           the device; that is found out before anything is allocated.
         TrialError: when costs cannot be counted.
     """
-    if samples < 1:
-        raise ConfigError(f"validate: samples is {samples}, but must be at least 1")
     check_listing(space)
     draw = rng(seed, "validate")
     genotypes = [space.sample(draw) for _ in range(samples)]
@@ -136,13 +130,10 @@ def validate(space: Space, task: Task, *, samples: int = 50, seed: int = 0) -> R
         warnings += _idle_warnings(space, genotypes[:CHECKED], x)
     median = sorted(range(samples), key=lambda i: costs[i].macs)[samples // 2]
     with blaming(space, f" on task {task.name!r} of {task.num_classes} classes"):
-        train = partial(_trained_for_a_moment, space, task=task, batch=batch, seed=seed)
-        step_s, _ = train(genotypes[median])
         # A backward pass takes two forward ones. Counted and not timed, so that a busy machine says the same.
         steps = max(1 + STEPS, min(SHOWN, int(SHOWN_MACS / (3 * batch * max(1, costs[median].macs)))))
-        default_acc, random_acc = (
-            train(g, steps=steps)[1] for g in (space.default_genotype, genotypes[median])
-        )
+        train = partial(_trained_for_a_moment, space, task=task, batch=batch, seed=seed, steps=steps)
+        (_, default_acc), (step_s, random_acc) = map(train, (space.default_genotype, genotypes[median]))
     supernet_params, no_supernet = _supernet(space)
     if batch < min(BATCH, len(task.train)):
         warnings.append(f"a batch of more than {batch} images takes over half of the device's memory")
@@ -306,7 +297,7 @@ def _size_warnings(space: Space, genotypes: Sequence[Genotype]) -> list[str]:
 
 
 def _trained_for_a_moment(
-    space: Space, genotype: Genotype, task: Task, *, batch: int, seed: int, steps: int = 1 + STEPS
+    space: Space, genotype: Genotype, task: Task, *, batch: int, seed: int, steps: int
 ) -> tuple[float, float]:
     """The median seconds of a step by the recipe `quick`, but for the first, and the accuracy in the end."""
     device = task.train.x.device

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Mapping
 
 from nas.errors import ConfigError, unknown
 from nas.searchers.evolution import Generational, Nsga2, RegularizedEvolution
@@ -14,16 +13,14 @@ from nas.searchers.optuna_search import ALIASES, OptunaSearch
 from nas.searchers.predictor_guided import Guided
 from nas.searchers.searcher import LocalSearch, RandomSearch, Searcher
 
-_CLASSES: Mapping[str, type[Searcher]] = MappingProxyType(
-    {
-        "random": RandomSearch,
-        "evolution": RegularizedEvolution,
-        "local": LocalSearch,
-        "nsga2": Nsga2,
-        "guided": Guided,
-        "spos": Generational,
-    }
-)
+_CLASSES: Mapping[str, type[Searcher]] = {
+    "random": RandomSearch,
+    "evolution": RegularizedEvolution,
+    "local": LocalSearch,
+    "nsga2": Nsga2,
+    "guided": Guided,
+    "spos": Generational,
+}
 SEARCHERS = (*_CLASSES, *ALIASES)
 """Every name that is not an Optuna sampler's own."""
 
@@ -46,7 +43,7 @@ def make_searcher(
     if name not in _CLASSES:
         raise ConfigError(unknown("searcher", name, SEARCHERS) + f", or {OPTUNA}NAME for an Optuna sampler")
     fields = {f.name: f.default for f in dataclasses.fields(_CLASSES[name])}  # type: ignore[arg-type]
-    plain = {key: default for key, default in fields.items() if isinstance(default, int | float | str)}
+    plain = {key: default for key, default in fields.items() if isinstance(default, int | float)}
     values = {key: _checked(name, key, value, plain) for key, value in settings.items()}
     if name == "evolution" and "population" in values and "tournament" not in values:
         values["tournament"] = min(int(str(plain["tournament"])), int(str(values["population"])))
@@ -60,14 +57,13 @@ def _checked(name: str, key: str, value: object, known: Mapping[str, object]) ->
     if key not in known:
         problem = unknown("setting", key, known) if known else f"got {key!r}, but there are no settings"
         raise ConfigError(f"{name}: {problem}")
-    kind = type(known[key])
-    convert: Callable[[str], object] = kind
+    is_whole = isinstance(known[key], int)
     try:
         if isinstance(value, bool):
             raise ValueError
-        if kind is int and isinstance(value, float) and value.is_integer():
+        if is_whole and isinstance(value, float) and value.is_integer():
             return int(value)
-        return convert(str(value))
+        return int(str(value)) if is_whole else float(str(value))
     except ValueError as error:
-        wanted = {int: "a whole number", float: "a number", str: "text"}[kind]
+        wanted = "a whole number" if is_whole else "a number"
         raise ConfigError(f"{name}: {key} is {value!r}, but must be {wanted}") from error

@@ -93,11 +93,7 @@ class Goals:
         """
         if len(self.objectives) == 1:
             return sorted(trials, key=self.fitness, reverse=True)
-        if not trials:
-            return []
-        scores, violations = self.table(trials)
-        order = selection_order(scores, violations)
-        return [trials[i] for i in order]
+        return [trials[i] for i in selection_order(*self.table(trials))]
 
     def kept_by(self, trials: Iterable[Trial]) -> list[Trial]:
         """The finished trials that keep all constraints."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +29,6 @@ Predict = Callable[[Sequence[Matrix]], tuple[Vector, Vector]]
 """Blocks of `[M, F]` features to means `[M]` and standard deviations `[M]`."""
 Describe = Callable[[Genotype], Sequence[float]]
 """Numbers about an architecture that need no training: its size, its proxies."""
-Acquisition = Literal["ei", "thompson"]
 
 RANDOM, MUTANTS = 40, 30
 """Random candidates; mutants of a parent."""
@@ -54,7 +52,6 @@ class Guided:
     `promise` says in place of independent Thompson sampling.
 
     init: random architectures in the beginning.
-    acquisition: `ei`, or `thompson`, which suits many workers; a Pareto search always draws.
     parents: how many of the best are mutated; with several objectives, as many of the front.
     describe: further features of an architecture, known without training it.
     earlier: finished trials of another search in the same space, which the surrogate learns from too.
@@ -62,15 +59,12 @@ class Guided:
     """
 
     init: int = 10
-    acquisition: Acquisition = "ei"
     parents: int = 5
     describe: Describe | None = None
     earlier: tuple[Trial, ...] = ()
     goals: Goals = Goals()  # noqa: RUF009 - a frozen value
 
     def __post_init__(self) -> None:
-        if self.acquisition not in ("ei", "thompson"):
-            raise ConfigError(f"guided: acquisition is {self.acquisition!r}, but must be ei or thompson")
         if self.init < 2 or self.parents < 1:
             raise ConfigError(
                 f"guided: init is {self.init} and parents {self.parents}, wanted at least 2 and 1"
@@ -85,7 +79,7 @@ class Guided:
         if not candidates:
             return unseen(space, history, rng, propose=lambda: space.sample(rng))
         blocks = self._blocks(space, [*(trial.genotype for trial in done), *candidates])
-        worth = promise(self.goals, done, blocks, kind=self.acquisition, rng=rng)
+        worth = promise(self.goals, done, blocks, rng)
         return candidates[int(np.argmax(worth))]
 
     def _candidates(
@@ -192,23 +186,18 @@ def _log_likelihood(squares: Sequence[Matrix], y: Vector, settings: tuple[float,
 
 
 def promise(
-    goals: Goals,
-    trials: Sequence[Trial],
-    blocks: Sequence[Matrix],
-    *,
-    kind: Acquisition,
-    rng: np.random.Generator,
+    goals: Goals, trials: Sequence[Trial], blocks: Sequence[Matrix], rng: np.random.Generator
 ) -> Vector:
     """How promising each of M candidates is `[M]`, as a logarithm; larger is better.
 
     trials: N finished ones. blocks: features `[N + M, F]`, the candidates after the trials.
 
-    One objective: expected improvement (Jones et al. 1998, eq. 15) or a Thompson draw, on targets that are
-    the normal scores of ranks, since only the order counts. Several: what a draw from the surrogates would
-    add to the front's hypervolume, after TSEMO (Bradford et al. 2018, §3); deviation: candidates are drawn
-    independently of each other, at `CAUTION` times the deviation, and not as one function. Constraints
-    multiply this by the probability that they hold (Gardner et al. 2014, eq. 4); logarithms still tell
-    candidates apart where there is hardly any hope.
+    One objective: expected improvement (Jones et al. 1998, eq. 15) on targets that are the normal scores of
+    ranks, since only the order counts. Several: what a draw from the surrogates would add to the front's
+    hypervolume, after TSEMO (Bradford et al. 2018, §3); deviation: candidates are drawn independently of each
+    other, at `CAUTION` times the deviation, and not as one function. Constraints multiply this by the
+    probability that they hold (Gardner et al. 2014, eq. 4); logarithms still tell candidates apart where
+    there is hardly any hope.
     """
     count = len(trials)
     known = [_standardised(block, count)[:count] for block in blocks]
@@ -225,17 +214,15 @@ def promise(
     if scores.shape[1] == 1:
         target = normal_ranks(scores[:, 0])
         mean, sd = gaussian_process(known, target, rng)(new)
-        if kind == "thompson":
-            draw = mean + sd * rng.standard_normal(len(mean))
-            return chance + _log(draw - draw.min() + 1e-9)
         return chance + log_expected_improvement(mean, sd, target[feasible].max(initial=target.min()))
     targets = np.stack([_tamed(column) for column in scores.T], axis=1)
     moments = [gaussian_process(known, target, rng)(new) for target in targets.T]
     noise = CAUTION * rng.standard_normal((len(moments), len(chance)))
     draws = np.stack([mean + sd * z for (mean, sd), z in zip(moments, noise, strict=True)], axis=1)
     gain = volume_gain(targets[feasible], draws)
+    log_gain: Vector = np.log(np.maximum(gain, np.finfo(np.float64).tiny))
     # Where no draw reaches beyond the front, the one that comes nearest on the whole.
-    return chance + (_log(gain) if gain.any() else log_ndtr(draws.sum(1)))
+    return chance + (log_gain if gain.any() else log_ndtr(draws.sum(1)))
 
 
 def log_expected_improvement(mean: Vector, sd: Vector, best: float) -> Vector:
@@ -282,11 +269,6 @@ def _strips(best: Matrix, candidates: Matrix, reference: Vector) -> Vector:
     height = np.clip(candidates[:, 1:] - floor, 0.0, None)
     area: Vector = (width * height).sum(1)
     return area
-
-
-def _log(values: Vector) -> Vector:
-    logarithms: Vector = np.log(np.maximum(values, np.finfo(np.float64).tiny))
-    return logarithms
 
 
 def _log_h(z: Vector) -> Vector:

@@ -84,8 +84,7 @@ class LocalSearch:
 
     def ask(self, space: Space, history: Sequence[Trial], rng: np.random.Generator) -> Genotype:
         """A random untried neighbour of where the walk stands, or a random architecture to start from."""
-        done = [trial for trial in history if trial.state == "done"]
-        place = self._place(space, history) if len(done) >= self.init else None
+        place = self._place(space, history)
         if place is None:
             return unseen(space, history, rng, propose=lambda: space.sample(rng))
         seen = tried(space, history)
@@ -129,22 +128,18 @@ class Bounded:
     The searcher sees what was turned down as failed trials, so that it does not propose it again.
 
     holds: whether an architecture, after the history, keeps the bounds that can be checked without training.
-    tries: after so many, at least 1, or where all is tried, the last proposal is returned as it is, so that a
-      bound that nothing holds shows.
+
+    After `TRIES` of them, or where all is tried, the last proposal is returned as it is, so that a bound that
+    nothing holds shows.
     """
 
     searcher: Searcher
     holds: Callable[[Genotype, Sequence[Trial]], bool]
-    tries: int = TRIES
-
-    def __post_init__(self) -> None:
-        if self.tries < 1:
-            raise ConfigError(f"bounded: tries is {self.tries}, but must be at least 1")
 
     def ask(self, space: Space, history: Sequence[Trial], rng: np.random.Generator) -> Genotype:
         """The first proposal that holds, from one stream of random numbers."""
         known = list(history)
-        for _ in range(self.tries):
+        for _ in range(TRIES):
             try:
                 genotype = self.searcher.ask(space, known, rng)
             except ExhaustedError:

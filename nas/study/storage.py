@@ -19,7 +19,6 @@ from optuna.distributions import CategoricalDistribution
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import BaseJournalBackend
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas.errors import ConfigError, StorageError, describe
@@ -154,8 +153,8 @@ class Store:
     """A storage, and how its only writer uses it.
 
     prefix: stands before the names of studies in it. patience_s: for how long it is waited for while it is
-    away, or full; stop: asked meanwhile. force: take over studies in a database whose writer is gone with its
-    machine.
+    away, or full; stop: asked meanwhile; may raise. force: take over studies in a database whose writer is
+    gone with its machine.
     """
 
     storage: BaseStorage
@@ -163,6 +162,28 @@ class Store:
     patience_s: float = 600.0
     stop: Callable[[], object] = lambda: None
     force: bool = False
+
+    def patiently(self, work: Callable[[], T], *, what: str) -> T:
+        """Does what the storage is asked for, again and again, after growing pauses, while it is away.
+
+        Raises:
+            StorageError: when it is still away after `patience_s`.
+        """
+        until_s, pause_s = time.monotonic() + self.patience_s, 0.5
+        while True:
+            try:
+                return work()
+            except AWAY as error:
+                if time.monotonic() >= until_s:
+                    raise StorageError(
+                        getattr(error, "errno", None),
+                        f"{what}: {describe(error)}, for {self.patience_s:g} s; what was told before is "
+                        "kept, and the same command goes on",
+                    ) from error
+                _log.warning("%s: %s; trying again for up to %g s", what, describe(error), self.patience_s)
+            self.stop()
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 5.0)
 
 
 @contextmanager
@@ -206,31 +227,6 @@ def keep_history(storage: BaseStorage, prefix: str, folder: Path) -> None:
                     to_storage=journal,
                     to_study_name=name.removeprefix(prefix),
                 )
-
-
-def patiently(work: Callable[[], T], *, what: str, patience_s: float, stop: Callable[[], object]) -> T:
-    """Does what a storage is asked for, again and again, after growing pauses, while it is away.
-
-    stop: asked between two tries; may raise.
-
-    Raises:
-        StorageError: when it is still away after `patience_s`.
-    """
-    until_s, pause_s = time.monotonic() + patience_s, 0.5
-    while True:
-        try:
-            return work()
-        except AWAY as error:
-            if time.monotonic() >= until_s:
-                raise StorageError(
-                    getattr(error, "errno", None),
-                    f"{what}: {describe(error)}, for {patience_s:g} s; what was told before is kept, and the "
-                    "same command goes on",
-                ) from error
-            _log.warning("%s: %s; trying again for up to %g s", what, describe(error), patience_s)
-        stop()
-        time.sleep(pause_s)
-        pause_s = min(2 * pause_s, 5.0)
 
 
 def own(study: optuna.Study, *, force: bool = False) -> None:
@@ -342,14 +338,11 @@ def read_trials(folder: Path, name: str, space: Space) -> list[Trial]:
 
 def open_study(storage: BaseStorage, name: str, goals: Goals) -> optuna.Study:
     """The study of that name, which is made where there is none."""
-    if name not in optuna.get_all_study_names(storage):
-        # Optuna's own function would announce it.
-        directions = [
-            StudyDirection.MAXIMIZE if o.maximize else StudyDirection.MINIMIZE for o in goals.objectives
-        ]
-        storage.create_new_study(directions, name)
     sampler = optuna.samplers.RandomSampler(seed=0)
-    return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
+    if name in optuna.get_all_study_names(storage):
+        return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
+    directions = ["maximize" if o.maximize else "minimize" for o in goals.objectives]
+    return optuna.create_study(study_name=name, storage=storage, sampler=sampler, directions=directions)
 
 
 def recorded_goals(study: optuna.Study, space: Space, goals: Goals | None) -> Goals:

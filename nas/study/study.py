@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -26,7 +25,6 @@ from nas.study.storage import (
     note_under_way,
     open_study,
     own,
-    patiently,
     read_trials,
     recorded_goals,
 )
@@ -83,10 +81,7 @@ class Study:
         self.history = self._record.read_all(self.optuna_study)
         self._left = [trial.number for trial in self.history if trial.state == "running"]
 
-    @staticmethod
-    def read(folder: Path, name: str, space: Space) -> list[Trial]:
-        """The history of one study of the run in a folder, empty where there is none; nothing is written."""
-        return read_trials(folder, name, space)
+    read = staticmethod(read_trials)
 
     # -- ask and tell ----------------------------------------------------------------------------------
 
@@ -300,8 +295,7 @@ class Study:
         self._patiently(work)
 
     def _patiently(self, work: Callable[[], T]) -> T:
-        store = self._store
-        return patiently(work, what=f"study {self.name!r}", patience_s=store.patience_s, stop=store.stop)
+        return self._store.patiently(work, what=f"study {self.name!r}")
 
     def _rng(self, number: int, purpose: str) -> np.random.Generator:
         return rng(self.seed, self.name, number, purpose)
