@@ -5,7 +5,7 @@ import json
 import pytest
 
 from nas.errors import ConfigError
-from nas.run.budget import BASELINES, RERANK, RETRAIN, SEARCH, BudgetPlan, Steps, applied, divided, shortened
+from nas.run.budget import BASELINES, FRESH, RETRAIN, SEARCH, BudgetPlan, Steps, applied, divided, shortened
 from nas.run.config import make_config
 from nas.run.job import SAVE_S, Clock, TimeUp
 from nas.run.preparation import prepare
@@ -52,7 +52,7 @@ def test_the_last_training_gets_half_or_more_and_a_trial_six_epochs(tmp_path, us
         found = divided(made, STEPS, usable_s, places=places)
         assert found.trials >= 12 and found.epochs >= 6 and found.seconds[RETRAIN] >= usable_s / 2
         assert sum(found.seconds.values()) == pytest.approx(usable_s)
-        assert found.seconds[SEARCH] > 0 and found.seconds[RERANK] > 0
+        assert found.seconds[SEARCH] > 0 and found.seconds[FRESH] > 0
         assert applied(made, found).plan.ladder.granted == (found.epochs,)
         compares = BASELINES in found.seconds
         assert compares <= baselines and (usable_s < 300 or compares == baselines)

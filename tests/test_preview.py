@@ -3,7 +3,7 @@
 import pytest
 
 from nas.cli import search
-from nas.run.budget import BASELINES, FINISH, RERANK, RETRAIN, SEARCH, Steps, planned, preview
+from nas.run.budget import BASELINES, FINISH, FRESH, RETRAIN, SEARCH, Steps, planned, preview
 from nas.run.config import make_config
 from nas.run.job import Clock
 from nas.run.preparation import prepare
@@ -27,7 +27,7 @@ def test_it_tells_the_space_its_networks_and_every_phase(found):
     assert (found.space, found.decisions, found.architectures, found.exact) == ("toy", 3, 27, True)
     assert 1 <= found.sample <= 27 and all(low <= high for low, high in found.ranges.values())
     assert {"params", "macs", "peak_bytes"} == found.ranges.keys()
-    assert [name for name, _, _ in found.phases] == [SEARCH, BASELINES, RERANK, RETRAIN, FINISH]
+    assert [name for name, _, _ in found.phases] == [SEARCH, BASELINES, FRESH, RETRAIN, FINISH]
     assert all(seconds > 0 for _, _, seconds in found.phases) and found.memory_bytes > 0
     text = "\n".join(found.lines())
     assert "7 trials, 2 epochs each" in text and "27 architectures" in text

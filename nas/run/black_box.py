@@ -35,7 +35,7 @@ from nas.space.graph import architecture_hash
 from nas.space.latency import LATENCY
 from nas.space.space import Space
 from nas.study.study import Study
-from nas.study.workers import Borrowed, Evaluate, Measure, Slot, Workers, cores, places_on
+from nas.study.workers import Borrowed, Evaluate, Measure, Slot, Workers, at_a_time, places_on
 from nas.training.memory_estimate import memory_bytes
 from nas.training.retry import LR_FACTOR
 from nas.types import Genotype, Trial
@@ -336,7 +336,7 @@ def workers(job: Job, evaluate: Evaluate, *, beside: bool) -> Iterator[Workers |
         yield None
         return
     gpus = [] if job.processes is None else job.processes.gpus
-    count = (len(gpus) or cores()) if job.config.workers == "auto" else max(1, job.config.workers)
+    count = at_a_time(job.config.workers, gpus)
     slots: Sequence[Slot]
     if job.executor is not None:
         slots = [Borrowed(job.executor) for _ in range(count)]

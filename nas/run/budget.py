@@ -27,14 +27,14 @@ from nas.searchers.fidelity import Fidelity, Ladder
 from nas.seeding import rng
 from nas.space.cost import Cost, cost
 from nas.space.space import Size
-from nas.study.workers import cores, places_on
+from nas.study.workers import at_a_time, gpus_of, places_on
 from nas.training.evaluate import FORWARD
 from nas.training.recipe import Recipe, compressed
 from nas.types import Genotype
 from nas.user_code import user_errors
 
-BASELINES, RERANK, FINISH = "baselines", "re-evaluate", "write"
-PHASES = (SEARCH, BASELINES, RERANK, RETRAIN, FINISH)
+BASELINES, FRESH, FINISH = "baselines", "re-evaluate", "write"
+PHASES = (SEARCH, BASELINES, FRESH, RETRAIN, FINISH)
 """Of a job, in their order."""
 LAST = 0.5
 """The least share of the time that the last training gets."""
@@ -179,7 +179,7 @@ def unlimited(job: Job, steps: Steps, *, places: int) -> BudgetPlan:
         if compares and not job.is_own_baseline:
             seconds[BASELINES] = seconds[SEARCH] / places
     if again := rerank_s(job, steps, places=places, compares=compares):
-        seconds[RERANK] = again
+        seconds[FRESH] = again
     images = len(job.task.train) + len(job.task.val)
     seconds[RETRAIN] = job.recipe.epochs * max(1, images // job.recipe.batch) * steps.final
     return BudgetPlan(seconds, trials, epochs)
@@ -196,7 +196,7 @@ def divided(job: Job, steps: Steps, usable_s: float, *, places: int) -> BudgetPl
         if job.has_choice and (fitting := _fitted(job, steps, longest_s)) is not None:
             trials, epochs = fitting
             found_s = min(longest_s, search_s(job, steps, trials, epochs))
-            parts = {SEARCH: found_s, BASELINES: compares * found_s / places, RERANK: again_s}
+            parts = {SEARCH: found_s, BASELINES: compares * found_s / places, FRESH: again_s}
             seconds = {name: value for name, value in parts.items() if value}
             seconds[RETRAIN] = usable_s - sum(seconds.values())
             return BudgetPlan(seconds, trials, epochs, limited=True)
@@ -270,8 +270,8 @@ def search_s(job: Job, steps: Steps, trials: int, epochs: float) -> float:
     if job.config.shares_weights:
         batch = plan.supernet.batch
         return (epochs * max(1, images // batch) + trials * FORWARD * val / batch) * steps.search
-    workers = cores() if job.config.workers == "auto" else max(1, job.config.workers)
-    return trials * trial_s(job, steps.search, epochs) / workers
+    gpus = gpus_of(job.config.device) if job.device.type == "cuda" else []
+    return trials * trial_s(job, steps.search, epochs) / at_a_time(job.config.workers, gpus)
 
 
 def rerank_s(job: Job, steps: Steps, *, places: int, compares: bool) -> float:
@@ -432,7 +432,7 @@ def _words(job: Job, found: BudgetPlan) -> dict[str, str]:
     return {
         SEARCH: search,
         BASELINES: "random search at equal cost",
-        RERANK: f"{networks}, {counted(plan.repeats, 'seed')}, {counted(plan.top_k_epochs, 'epoch')}",
+        FRESH: f"{networks}, {counted(plan.repeats, 'seed')}, {counted(plan.top_k_epochs, 'epoch')}",
         RETRAIN: retrain,
         FINISH: "test score, files and pictures",
     }

@@ -25,7 +25,7 @@ from nas.files.atomic import write_json
 from nas.results.result import Result, read_architecture, to_cpu
 from nas.results.run_record import DEFAULT, RETRAIN, SEARCH
 from nas.run.black_box import check_search, search_by_trials
-from nas.run.budget import BASELINES, RERANK, BudgetPlan, Preview, Tell, plan_budget, preview, typical
+from nas.run.budget import BASELINES, FRESH, BudgetPlan, Preview, Tell, plan_budget, preview, typical
 from nas.run.comparison import Baselines, Verdict, random_search, rerank, volumes
 from nas.run.config import Config, make_config
 from nas.run.final_network import default_of
@@ -269,7 +269,7 @@ def compare(job: Job, found: SearchOutcome, plan: BudgetPlan) -> tuple[Baselines
         from nas.run.supernet_phase import warm_start
 
         start = warm_start(found.measure)
-    verdict = rerank(job, found.candidates, rivals, start=start, until_s=plan.until_s(RERANK))
+    verdict = rerank(job, found.candidates, rivals, start=start, until_s=plan.until_s(FRESH))
     for statement in verdict.statements:
         job.progress.note(statement)
     if verdict.found_by not in (SEARCH, DEFAULT):

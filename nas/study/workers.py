@@ -361,6 +361,11 @@ def places_on(device: torch.device) -> int:
     return min(cores(), torch.get_num_threads()) if device.type == "cpu" else 1
 
 
+def at_a_time(workers: int | str, gpus: Sequence[str]) -> int:
+    """How many trials are evaluated side by side: with `auto` as many as GPUs, or cores without one."""
+    return int(workers or 1) if workers != "auto" else len(gpus) or cores()
+
+
 def gpus_of(device: str) -> list[str]:
     """What processes on a device (`auto`, `cpu`, `cuda`, `cuda:1`) put in `CUDA_VISIBLE_DEVICES`.
 
