@@ -83,6 +83,7 @@ class Report:
 
     def lines(self) -> list[str]:
         """The findings as text for a terminal."""
+        hint = [] if self.default_named else [("", "all last options; Space(default=...) names a better one")]
         rows = [
             ("space", f"{self.space}, on {self.task}: every check passed"),
             ("size", f"{self.size} architectures"),
@@ -97,7 +98,7 @@ class Report:
             ("supernet", self.no_supernet or f"{_short(self.supernet_params or 0)} parameters"),
             ("default", ", ".join(f"{name} {option}" for name, option in self.default.items())),
             ("", f"accuracy {self.default_acc:.3f} after {self.steps} steps, median {self.random_acc:.3f}"),
-            *[("", "all last options; Space(default=...) names a better one")] * (not self.default_named),
+            *hint,
             *(("warning", text) for text in self.warnings),
         ]
         return [f"{name:<12} {text}" for name, text in rows]
