@@ -111,7 +111,7 @@ class Filled(PixelLayout):
     @classmethod
     def of(cls, shape, features):
         side = max(8, math.isqrt(features - 1) + 1)
-        return layout(shape, features) if shape is not None else cls((side, side, 1), flat=True)
+        return layout(shape, features) if shape is not None else cls((side, side, 1))
 
     def shaped(self, rows):
         return super().shaped(np.pad(rows, ((0, 0), (0, math.prod(self.shape) - rows.shape[1]))))

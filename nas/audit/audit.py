@@ -11,9 +11,8 @@ import numpy as np
 from nas.audit.duplicates import Group, copies, groups, near_copies
 from nas.audit.images import ImageTable, features, outliers
 from nas.audit.labels import LabelErrors, mislabels
-from nas.data.arrays import Labels
 from nas.data.exclusions import KINDS, Suspect, list_of
-from nas.data.task import Split, Task
+from nas.data.task import Task
 from nas.errors import ConfigError, counted
 from nas.files.atomic import write_json
 
@@ -108,7 +107,7 @@ def audit_task(task: Task, *, seed: int = 0) -> Audit:
         raise ConfigError(f"audit: task {task.name!r} is for {task.problem.name}, wanted one of classes")
     table = ImageTable.of(task)
     counts = {
-        name: {label: int(number) for label, number in zip(task.classes, _by_class(split, task), strict=True)}
+        name: dict(zip(task.classes, split.y.bincount(minlength=task.num_classes).tolist(), strict=True))
         for name, split in task.splits.items()
     }
     totals = [sum(part[label] for part in counts.values()) for label in task.classes]
@@ -141,10 +140,6 @@ def audit_task(task: Task, *, seed: int = 0) -> Audit:
         suspects=tuple(sorted(suspects, key=lambda suspect: KINDS.index(suspect.kind))),
         remarks=tuple(remarks),
     )
-
-
-def _by_class(split: Split, task: Task) -> Labels:
-    return np.bincount(split.y.cpu().numpy(), minlength=task.num_classes)
 
 
 def write_audit(found: Audit, task: Task, folder: Path) -> list[Path]:

@@ -31,7 +31,6 @@ class Source:
     classes: names in the order of the class numbers; None leaves them to the labels.
     flip: whether images are known to keep their labels when mirrored.
     skipped: files that could not be read, each with the reason.
-    notes: what the user should know about the data.
     files: the file of each image, of the training part first, then of the test part; empty where images do
       not lie in files of their own.
     """
@@ -43,7 +42,6 @@ class Source:
     classes: tuple[str, ...] | None = None
     flip: bool = False
     skipped: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
 
 

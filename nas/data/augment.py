@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -93,10 +92,6 @@ def mixup(x: Tensor, y: Tensor, alpha: float, generator: torch.Generator) -> tup
     Returns the mixed images, the labels of the partners [B], and lambda ~ Beta(alpha, alpha), one scalar
     tensor for the batch: the loss is `lambda * loss(y) + (1 - lambda) * loss(partners)`.
     """
-    if not 0 < alpha < math.inf:
-        raise ConfigError(
-            f"alpha is {alpha}, but must be positive and finite; leave mixup out to turn it off"
-        )
     partner = torch.randperm(len(x), generator=generator, device=x.device)
     # In float32, variates of a small alpha underflow.
     both = torch.full((2,), alpha, dtype=torch.float64, device=x.device)

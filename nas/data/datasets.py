@@ -45,9 +45,7 @@ _LARGEST_CORRUPT_SHARE = 0.01
 
 
 def read(name: str, *, lenient: bool = False) -> Source:
-    """Reads the data called `name`: digits, fashion_mnist, cifar10, cifar100, npz:PATH or folder:PATH.
-
-    `folder:PATH@64` and `folder:PATH@64x48` (width x height) stretch all images to one size.
+    """Reads the data called `name`, one of those that `nas.data.loading.load_task` names.
 
     lenient: whether any number of images of a folder may be unusable, see `read_folder`.
     """

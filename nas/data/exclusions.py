@@ -15,7 +15,7 @@ from nas.data.loading import load_task, mean_and_std
 from nas.data.task import Split, Task
 from nas.errors import ConfigError, DataError, counted
 from nas.files.atomic import read_json, sha256
-from nas.files.schemas import checked
+from nas.files.schemas import check_format, checked
 
 Kind = Literal["corrupt", "leak", "duplicate", "mislabel", "outlier"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -72,8 +72,10 @@ def load_without(task: str | Task, listed: str | Path | None, *, seed: int) -> T
 
     Files that the list calls corrupt may be any number; another one that cannot be used is an error.
     """
-    path, suspects = (None, []) if listed is None else _read(listed)
+    if listed is None:
+        return load_task(task, seed=seed) if isinstance(task, str) else task
     if isinstance(task, str):
+        path, _, suspects = _read(listed)
         known = tuple(f"{suspect.file}: " for suspect in suspects if suspect.kind == "corrupt")
         task = load_task(task, seed=seed, lenient=bool(known))
         if known and (unknown := [line for line in task.skipped if not line.startswith(known)]):
@@ -81,7 +83,7 @@ def load_without(task: str | Task, listed: str | Path | None, *, seed: int) -> T
                 f"{path} does not name {counted(len(unknown), 'file')} of {task.name} that cannot be used "
                 f"({unknown[0]}); run nas audit again"
             )
-    return task if listed is None else without(task, listed)
+    return without(task, listed)
 
 
 def without(task: Task, listed: str | Path) -> Task:
@@ -97,12 +99,12 @@ def without(task: Task, listed: str | Path) -> Task:
         ConfigError: when the list cannot be read.
         DataError: when it is about other images than the task's, or takes all images of a class in a split.
     """
-    path, suspects = _read(listed)
+    path, kinds, suspects = _read(listed)
     gone = _origins(task, [suspect for suspect in suspects if suspect.origin >= 0], path)
     kept = {name: _kept(task, name, split, gone, path) for name, split in task.splits.items()}
     fewer = {name: len(split) - len(kept[name]) for name, split in task.splits.items()}
     mean, std = mean_and_std(kept["train"].x)
-    content, kinds = sha256(path), sorted(_parsed(listed)[1])
+    content, kinds = sha256(path), sorted(kinds)
     told = ", ".join(f"{count} of {name}" for name, count in fewer.items())
     return replace(
         task,
@@ -117,27 +119,22 @@ def without(task: Task, listed: str | Path) -> Task:
     )
 
 
-def _parsed(listed: str | Path) -> tuple[Path, Sequence[str]]:
-    """The path, and the kinds behind its last colon if there are any."""
-    path, colon, tail = str(listed).rpartition(":")
-    kinds = tail.split(",")
-    if not colon or not path or not set(kinds) <= set(KINDS):
-        return Path(listed), KINDS
-    return Path(path), kinds
-
-
-def _read(listed: str | Path) -> tuple[Path, list[Suspect]]:
-    """The path of a list, and its suspects of the kinds that are asked for."""
-    path, kinds = _parsed(listed)
+def _read(listed: str | Path) -> tuple[Path, Sequence[str], list[Suspect]]:
+    """The path of a list, the kinds behind its last colon or else all, and its suspects of these kinds."""
+    before, _, tail = str(listed).rpartition(":")
+    kinds: Sequence[str] = tail.split(",")
+    path = Path(before)
+    if not before or not set(kinds) <= set(KINDS):
+        path, kinds = Path(listed), KINDS
     if not path.is_file():
         raise ConfigError(
             f"exclude: no list {str(path)!r} (looked from {Path.cwd()}); wanted a suspects.json of nas "
             f"audit, or PATH:KINDS with kinds of {', '.join(KINDS)}"
         )
-    record = checked(_List, read_json(path, max_bytes=_MOST_BYTES), path, "list of suspects")
-    if record.format > FORMAT:
-        raise ConfigError(f"{path} was written by a newer version; upgrade nas-engine")
-    return path, [suspect for suspect in record.suspects if suspect.kind in kinds]
+    data = read_json(path, max_bytes=_MOST_BYTES)
+    check_format(data, FORMAT, path)
+    record = checked(_List, data, path, "list of suspects")
+    return path, kinds, [suspect for suspect in record.suspects if suspect.kind in kinds]
 
 
 def _origins(task: Task, suspects: Sequence[Suspect], path: Path) -> Labels:

@@ -133,7 +133,7 @@ def _task(
     mean, std = mean_and_std(train.x)
     known = {digest(image) for part in (train, val) for image in part.x.numpy()}
     leaked = sum(digest(image) in known for image in test.x.numpy())
-    leak = [f"{leaked} of {len(test)} test images are also in the training set; nas audit names them"]
+    leak = f"{leaked} of {len(test)} test images are also in the training set; nas audit names them"
     return Task(
         name=name,
         classes=classes,
@@ -146,7 +146,7 @@ def _task(
         flip=source.flip,
         pad=usual_padding(min(train.x.shape[2:])),
         skipped=source.skipped,
-        notes=(*source.notes, *(leak if leaked else [])),
+        notes=(leak,) if leaked else (),
         files=source.files,
     )
 

@@ -96,13 +96,9 @@ _WANTED = (
 
 @dataclass(frozen=True)
 class PixelLayout:
-    """What a row of pixels is as an image.
-
-    shape: (H, W, C). flat: whether the images came as rows.
-    """
+    """What a row of pixels is as an image: one of `shape` (H, W, C)."""
 
     shape: tuple[int, int, int]
-    flat: bool
 
     def shaped(self, rows: Images) -> Images:
         """Rows `[n, H * W * C]` as images."""
@@ -150,8 +146,8 @@ def layout(shape: tuple[int, int, int] | None, features: int) -> PixelLayout:
         ValueError: when a row is no such image.
     """
     if shape is not None:
-        return PixelLayout(shape, flat=False)
+        return PixelLayout(shape)
     side = math.isqrt(features)
     if side * side != features or side < LEAST_SIDE:
         raise ValueError(f"X has rows of {features} features, wanted images: {_WANTED}")
-    return PixelLayout((side, side, 1), flat=True)
+    return PixelLayout((side, side, 1))

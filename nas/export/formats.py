@@ -137,8 +137,7 @@ def write_onnx(path: Path, exported_program: torch.export.ExportedProgram) -> No
             opset_version=OPSET,
             verbose=False,
         )
-        if program is None:
-            raise RuntimeError("torch.onnx.export returned no program")
+        assert program is not None
         temporary.write_bytes(program.model_proto.SerializeToString())
 
 

@@ -22,7 +22,6 @@ from nas.files.atomic import temporary_folder
 TOLERANCE = 1e-4
 """Largest difference of a logit, as a share of the largest logit."""
 PACKAGES = {"source": "torch", "program": "torch", "onnx": "onnxruntime"}
-LIMIT_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def prove(
     *,
     problem: Problem = CLASSIFICATION,
     python: Path | str = sys.executable,
-    limit_s: float = LIMIT_S,
+    limit_s: float = 600.0,
 ) -> Iterator[Proof]:
     """Runs forms in clean processes, one after the other, and compares them with the scored model.
 

@@ -11,7 +11,7 @@ import importlib.util
 import json
 import statistics
 import sys
-import time
+import timeit
 from array import array
 from collections.abc import Callable
 from pathlib import Path
@@ -85,12 +85,7 @@ def main(form: str, folder: str, images: str, outcome: str) -> None:
 
 
 def _median_ms(run: Callable[[Any], Any], x: Any) -> float:  # noqa: ANN401 - of a form's own kind
-    times = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        run(x)
-        times.append(time.perf_counter() - started)
-    return 1e3 * statistics.median(times)
+    return 1e3 * statistics.median(timeit.repeat(lambda: run(x), number=1, repeat=REPEATS))
 
 
 if __name__ == "__main__":
