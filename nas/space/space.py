@@ -49,6 +49,10 @@ def remembered(function: Callable[Concatenate[Space, P], T]) -> Callable[Concate
     return answer
 
 
+def _is_whole(option: object) -> bool:
+    return isinstance(option, int | np.integer) and not isinstance(option, bool)
+
+
 def argmax(decisions: Sequence[Decision], scores: Scores) -> Genotype:  # noqa: ARG001 - a projection's signature
     """The default projection: every decision is free, so take its best option."""
     return tuple(int(np.argmax(row)) for row in scores)
@@ -302,8 +306,7 @@ class Space:
                 f"space {self.name!r} has {len(self.decisions)} decisions, got a genotype of {len(genotype)}"
             )
         for d, option in zip(self.decisions, genotype, strict=True):
-            whole = isinstance(option, int | np.integer) and not isinstance(option, bool)
-            if not whole or not 0 <= option < len(d.options):
+            if not _is_whole(option) or not 0 <= option < len(d.options):
                 raise SpaceError(
                     f"decision {d.name!r} got option {shown(option)}, but its {len(d.options)} options are 0 "
                     f"to {len(d.options) - 1}, whole numbers"

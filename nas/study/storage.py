@@ -19,6 +19,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import BaseJournalBackend
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas.errors import ConfigError, StorageError, describe
@@ -341,7 +342,9 @@ def open_study(storage: BaseStorage, name: str, goals: Goals) -> optuna.Study:
     sampler = optuna.samplers.RandomSampler(seed=0)
     if name in optuna.get_all_study_names(storage):
         return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
-    directions = ["maximize" if o.maximize else "minimize" for o in goals.objectives]
+    directions = [
+        StudyDirection.MAXIMIZE if o.maximize else StudyDirection.MINIMIZE for o in goals.objectives
+    ]
     return optuna.create_study(study_name=name, storage=storage, sampler=sampler, directions=directions)
 
 
