@@ -62,7 +62,10 @@ def coordinate(folder: Path, trials: int, count: int, seconds: float) -> None:
     processes = Processes()
     try:
         study_in(folder).run(
-            Saving(folder, seconds), trials=trials, workers=Workers(processes.slots(count), folder)
+            Saving(folder, seconds),
+            trials=trials,
+            max_failures=trials + 1,  # a trial may lose its worker three times, and others after it
+            workers=Workers(processes.slots(count), folder),
         )
     finally:
         processes.close()
@@ -105,9 +108,9 @@ def main() -> None:
         command += ["--workers", str(options.workers), "--seconds", str(options.seconds)]
         while True:
             process = subprocess.Popen(command)
-            until = time.monotonic() + draw.uniform(4, 12) if restarts < options.restarts else float("inf")
+            until = time.monotonic() + draw.uniform(4, 10) if restarts < options.restarts else float("inf")
             while process.poll() is None and time.monotonic() < until:
-                time.sleep(draw.uniform(0.1, 0.6))
+                time.sleep(draw.uniform(0.2, 1.8))
                 own = children(process.pid)
                 seen |= {*own}
                 if own and killed < options.kills:

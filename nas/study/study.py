@@ -223,7 +223,8 @@ class Study:
             return False
         if self._left or workers is None or not workers.ordered:
             return True
-        return all(t.state != "running" for t in self.history[: len(self.history) - count + 1])
+        seen = max(0, len(self.history) - count + 1)
+        return all(trial.state != "running" for trial in self.history[:seen])
 
     def _begin(
         self, measure: Measure, flying: dict[Future[Outcome], Trial], workers: Workers | None

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -79,6 +80,31 @@ def test_an_unordered_study_never_waits_for_a_slow_trial(tmp_path, processes):
         on_trial=lambda t: ended.append(t.number),
     )
     assert sorted(ended) == list(range(8)) and ended[0] != 0
+
+
+class Meeting:
+    """A trial that ends once so many have begun."""
+
+    def __init__(self, place, count):
+        self.place, self.count = place, count
+
+    def __call__(self, trial, rng):
+        (self.place / f"met-{trial.number}").touch()
+        until = time.monotonic() + 5
+        while len(list(self.place.glob("met-*"))) < self.count:
+            if time.monotonic() > until:
+                raise TimeoutError
+            time.sleep(0.01)
+        return {"val_acc": 0.5}
+
+
+@pytest.mark.parametrize("count", [3, 8])
+def test_as_many_trials_as_there_are_workers_begin_at_once(tmp_path, count):
+    with ThreadPoolExecutor(count) as executor:
+        workers = Workers([Borrowed(executor) for _ in range(count)], tmp_path)
+        study = make(tmp_path)
+        study.run(Meeting(tmp_path, count), trials=count, workers=workers)
+    assert [t.state for t in study.history] == ["done"] * count
 
 
 def test_any_executor_will_do(tmp_path):
