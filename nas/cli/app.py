@@ -100,8 +100,8 @@ def errors() -> Iterator[None]:
 
         if reason_of(error) != "oom":
             raise
-        words = next(iter(str(error).splitlines()), "")
-        say(f"error: out of memory: {words}; use a smaller batch or network, or free memory", err=True)
+        words = next((f" ({line})" for line in str(error).splitlines()), "")
+        say(f"error: out of memory{words}; use a smaller batch or network, or free memory", err=True)
         raise typer.Exit(StorageError.exit_code) from error
     except KeyboardInterrupt as error:
         if not follows():

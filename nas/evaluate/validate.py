@@ -256,21 +256,26 @@ def _output_warnings(network: nn.Module, x: Tensor) -> list[str]:
 
 
 def _idle_warnings(space: Space, genotypes: Sequence[Genotype], x: Tensor) -> list[str]:
-    """Which values change nothing: all their options give networks that answer the same, to the bit."""
+    """Which values change nothing: all their options give networks that answer the same, to the bit.
+
+    In training, and with the same random numbers, so that what is dropped at random counts.
+    """
 
     def answer(genotype: Genotype) -> Tensor:
         with isolated(0, "validate"), torch.no_grad():
-            network = space.network(genotype).to(x.device)
-            found: Tensor = network(x)
+            found: Tensor = space.network(genotype).to(x.device)(x)
         return found
+
+    def alike(row: Sequence[Genotype]) -> bool:
+        first = answer(row[0])
+        return all(torch.equal(first, answer(other)) for other in row[1:])
 
     found = []
     for i, decision in enumerate(space.decisions):
         if decision.mixable:
             continue
-        rows = [options_of(space, genotype, i) for genotype in genotypes]
-        pairs = [(row[0], other) for row in rows for other in row[1:]]
-        if pairs and all(torch.equal(answer(one), answer(other)) for one, other in pairs):
+        rows = [row for genotype in genotypes if len(row := options_of(space, genotype, i)) > 1]
+        if rows and all(map(alike, rows)):
             found.append(
                 f"decision {decision.name!r} changes nothing: networks with {' and '.join(decision.options)} "
                 "answer alike; let build use what the chooser returns, or do not ask"

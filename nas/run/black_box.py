@@ -58,7 +58,7 @@ def check_search(job: Job) -> None:
 
         for bound in job.plan.goals.constraints:
             check_bound(bound, job.latency_table)
-        seeds(job)
+        alpha_seeds(job)
     costs_of(job, lambda: ())
 
 
@@ -182,7 +182,7 @@ def informed(job: Job, searcher: Searcher) -> Searcher:
     return searcher
 
 
-def seeds(job: Job) -> list[Genotype]:
+def alpha_seeds(job: Job) -> list[Genotype]:
     """The best fifth of an earlier run's trials, which the alphas start from; empty where none is named."""
     folder = job.config.seed_alphas
     if folder is None:

@@ -27,7 +27,7 @@ from nas.oneshot.search import search
 from nas.oneshot.supernet import Supernet
 from nas.results.result import Alphas
 from nas.results.run_record import CHECKPOINT, SEARCH
-from nas.run.black_box import seeds
+from nas.run.black_box import alpha_seeds
 from nas.run.final_network import default_of
 from nas.run.job import Job, SearchOutcome, distinct
 from nas.searchers.goals import Goals
@@ -136,7 +136,7 @@ def _attempt(
         assert until_s is not None
         return -1.0 if job.clock.late(until_s) else until_s - job.clock.elapsed_s
 
-    best = seeds(job)
+    best = alpha_seeds(job)
     outcome = search(
         job.space,
         job.search_task,
