@@ -151,6 +151,30 @@ def test_one_option_at_a_time_computes_nothing_else():
     torch.testing.assert_close(supernet.mix(x, supernet.mixture(weights)), supernet(x, genotype))
 
 
+class Ones(nn.Module):
+    def forward(self, x):
+        return torch.ones_like(x)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_gradient_of_a_sampled_option_is_that_of_the_released_gdas(seed):
+    """An edge adds up `weights[o] * op_o(x)` of the sampled option and `weights[o]` alone of the others."""
+    torch.manual_seed(seed)
+    supernet = Supernet(load("nasbench201", width=4, cells=1), relaxation=GumbelHard()).double().train()
+    torch.nn.init.normal_(supernet.alphas)
+    weights = supernet.mixture_weights()
+    x, y = batch()
+    loss = F.cross_entropy(supernet.mix(x, supernet.mixture(weights)), y)
+    (found,) = torch.autograd.grad(loss, [supernet.alphas], retain_graph=True)
+    sampled = dict(zip(supernet.mixture(weights), weights[0].argmax(-1).tolist(), strict=True))
+    for mixed in supernet.mixed_ops:
+        for option in set(range(5)) - {sampled[mixed.decision]}:
+            mixed.ops[option] = Ones()
+    theirs = F.cross_entropy(supernet.mix(x, supernet.mixture(weights, full=True)), y)
+    torch.testing.assert_close(loss, theirs)
+    torch.testing.assert_close(found, torch.autograd.grad(theirs, [supernet.alphas])[0])
+
+
 def test_a_part_of_the_channels_has_no_network_of_its_own():
     supernet = Supernet(load("nasbench201", width=8, cells=1), parts=2)
     with pytest.raises(SpaceError, match="1/2 of the channels"):

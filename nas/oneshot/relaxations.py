@@ -91,8 +91,8 @@ class GumbelSoft(Relaxation):
 class GumbelHard(GumbelSoft):
     """GDAS (Dong & Yang, CVPR 2019), §3.2: one sampled option a row, with the gradient of the soft sample.
 
-    Deviation: an option that was not sampled gets no gradient through its own weight, since its output is
-    not computed; the released code adds a term for it that does not depend on the option.
+    The outputs of the other options are not computed. As in the released code they count as the constant 1 in
+    the gradient, see `nas.space.mixed_op.Chosen`.
     """
 
     end: float = 0.1

@@ -18,7 +18,9 @@ from nas.space.choosers import Candidate, Candidates, Zero, built
 class Chosen:
     """One option that is run alone.
 
-    weight: a scalar that its output is multiplied by; it carries the gradient to the alphas.
+    weight: a scalar of value 1 that its output is multiplied by; it carries the gradient to the alphas. The
+      options that are not run count as the constant 1 under what is left of the weight, `1 - weight`, as in
+      the code of GDAS.
     """
 
     option: int
@@ -49,13 +51,15 @@ class Terms:
     """What a mixture runs of the candidates of one decision at one place.
 
     options: those that are run. row: a tensor with their weights, None where one runs unweighed; at: where
-      each weight is in it. edge: the weight of the whole, if there is one.
+      each weight is in it. edge: the weight of the whole, if there is one. rest: a scalar of value 0 that is
+      added to what is run, where one option was sampled, see `Chosen`.
     """
 
     options: tuple[int, ...]
     row: Tensor | None = None
     at: tuple[int, ...] = ()
     edge: Tensor | None = None
+    rest: Tensor | None = None
 
 
 class MixedOp(nn.Module):
@@ -106,7 +110,7 @@ class MixedOp(nn.Module):
         if isinstance(share, int):
             return Terms((share,), edge=edge)
         if isinstance(share, Chosen):
-            return Terms((share.option,), share.weight.view(1), (0,), edge)
+            return Terms((share.option,), share.weight.view(1), (0,), edge, 1 - share.weight)
         live = tuple(o for o in self.alive if not isinstance(self.ops[o], Zero))
         return Terms(live, share, live, edge) if live else Terms(self.alive[:1], edge=edge)
 
@@ -117,7 +121,7 @@ class MixedOp(nn.Module):
         total = terms.row[terms.at[0]] * total
         for option, at in zip(terms.options[1:], terms.at[1:], strict=True):
             total = total + terms.row[at] * self._run(option, x)
-        return total
+        return total if terms.rest is None else total + terms.rest
 
     def _run(self, option: int, x: Tensor) -> Tensor:
         op = self.ops[option]

@@ -169,9 +169,11 @@ class _Run:
         total = self.totals[dst - self.cell.inputs].total
         into = [(edge, src, op) for edge, (src, node, op) in enumerate(self.plan.edges) if node == dst]
         if total is None:  # nothing but zeros leads here
-            _, src, op = into[0]
-            zeros: Tensor = op(self.states[src])
-            return zeros
+            _, src, op = into.pop(0)
+            total = op(self.states[src])
+        for term in (self.terms[edge] for edge, _, _ in into):
+            if term.rest is not None:
+                total = total + (term.rest if term.edge is None else term.edge * term.rest)
         if self.plan.parts == 1:
             return channels_last(total)
         rest = _Sum()
