@@ -23,7 +23,7 @@ def data(count, *, width=1, seed=0):
 
 @pytest.mark.parametrize(("length", "noise"), [(0.5, 0.003), (2.0, 0.3)])
 def test_the_process_is_that_of_scikit_learn(monkeypatch, length, noise):
-    monkeypatch.setattr(module, "_tuned", lambda blocks, y, rng: (length, noise))
+    monkeypatch.setattr(module, "_tuned", lambda *_: (length, noise))
     (x, y), new = data(25, width=2), np.random.default_rng(1).random((40, 2)) * 4
     mean, sd = gaussian_process([x], y, np.random.default_rng(0))([new])
     covariance = np.exp(-((x[:, None] - x[None]) ** 2).sum(-1) / length**2) + noise * np.eye(len(y))

@@ -98,6 +98,16 @@ def test_nothing_is_taken_before_random_searchs_for_a_lucky_training(tmp_path, m
     assert "is not significantly better than that of random search" in verdict.statements[-1]
 
 
+def test_what_auto_found_need_only_be_better(tmp_path, monkeypatch):
+    """By a hundredth here, which is no standard error; the same is not enough for another method."""
+    scripted(monkeypatch, {A: 0.61, B: 0.6})
+    for method, best in (("auto", A), ("guided", B)):
+        verdict = rerank(job(tmp_path / method, method=method), [A], {"default": B})
+        assert verdict.best == best
+    scripted(monkeypatch, {A: 0.59, B: 0.6})
+    assert rerank(job(tmp_path / "worse", method="auto"), [A], {"default": B}).best == B
+
+
 def test_an_isomorphic_rival_is_the_same_architecture(tmp_path, monkeypatch):
     settings = {"width": 4, "cells": 1, "in_channels": 1, "classes": 10}
     first, second = (3, 0, 0, 0, 3, 0), (0, 3, 0, 0, 0, 3)

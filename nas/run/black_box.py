@@ -22,6 +22,7 @@ from nas.results.run_record import CHECKPOINT, SEARCH, read_run
 from nas.run.final_network import bounded, default_of
 from nas.run.job import Job, SearchOutcome, TimeUp, distinct
 from nas.run.resolved_config import UNBOUNDED
+from nas.searchers.auto import Auto
 from nas.searchers.evolution import Nsga2, RegularizedEvolution
 from nas.searchers.fidelity import Fidelity
 from nas.searchers.goals import Goals
@@ -99,7 +100,7 @@ def search_by_trials(
         reason, late = str(error), True
     if study.ended < job.plan.trials:
         job.progress.note(f"the search ends early, after {counted(study.ended, 'trial')}: {reason}")
-    best = front_first(finalists(study.history, job.plan.lead), goals)
+    best = best_first(job, study.history)
     if not best and late:
         return _untaught(job, study.history, IN_TIME)
     if not best:
@@ -132,6 +133,24 @@ def _untaught(job: Job, history: Sequence[Trial], why: str, *, seconds: float = 
         default = bounded(job, job.plan.searcher).ask(job.space, history, draw)
     assert default is not None
     return SearchOutcome([default], history, seconds, untaught=why)
+
+
+def best_first(job: Job, history: Sequence[Trial]) -> list[Trial]:
+    """The longest trial of each architecture: those of more epochs first, then by the goals, or the searcher.
+
+    Of one objective `auto` ranks by the posterior mean, as the best of many noisy scores is partly luck, and
+    the default comes last where all that is trained again is compared with it anyway.
+    """
+    goals, searcher = job.plan.goals, job.plan.searcher
+    ranked = finalists(history, job.plan.lead)
+    if ranked and isinstance(searcher, Auto) and searcher.ranks:
+        longest = [t for t in ranked if t.fidelity == ranked[0].fidelity]
+        ordered = searcher.ranked(job.space, longest, rng(job.seed(SEARCH), "ranked"))
+        default = default_of(job) if job.plan.top_k > 1 else None
+        own = None if default is None else architecture_hash(job.space, default)
+        ordered.sort(key=lambda t: architecture_hash(job.space, t.genotype) == own)
+        return [*ordered, *ranked[len(longest) :]]
+    return front_first(ranked, goals)
 
 
 def front_first(ranked: Sequence[Trial], goals: Goals) -> list[Trial]:
@@ -179,6 +198,8 @@ def informed(job: Job, searcher: Searcher) -> Searcher:
         searcher = replace(searcher, earlier=earlier)
     if job.plan.proxies:
         searcher = replace(searcher, describe=Scored(job.space, job.search_task, job.plan.proxies))
+    if isinstance(searcher, Auto):
+        searcher = replace(searcher, default=default_of(job))
     return searcher
 
 

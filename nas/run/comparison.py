@@ -30,6 +30,7 @@ from nas.run.black_box import fitting, run_trials
 from nas.run.final_network import bounded, default_of
 from nas.run.job import Job, SearchOutcome, TimeUp
 from nas.run.step_timing import threads
+from nas.searchers.auto import Auto
 from nas.searchers.goals import Goals, longest
 from nas.searchers.pareto import hypervolume
 from nas.searchers.scheduler import Fixed, Listed, epochs_granted, finalists
@@ -244,7 +245,9 @@ def rerank(
                 metrics |= _numbers(name, compared)
                 statements.append(_told(name, compared, same=rival == own))
     trusted = {name: means[rivals[name]] for name in (DEFAULT, RANDOM) if rivals.get(name) in means}
-    best, told = _chosen(fresh, list(means.values()), trusted)
+    searcher = job.plan.searcher
+    shrunk = candidates if isinstance(searcher, Auto) and searcher.ranks else ()
+    best, told = _chosen(fresh, list(means.values()), trusted, shrunk)
     statements += [told] if told else []
     metrics[f"rerank_{problem.val}"] = means[best].metrics[problem.val]
     found_by = next(
@@ -282,15 +285,19 @@ def _told(name: str, compared: Paired | None, *, same: bool) -> str:
     return f"{_FIRST} is {_WORDS[name]}, too" if same else compared.statement(_FIRST, _WORDS[name])
 
 
-def _chosen(fresh: _Fresh, means: Sequence[Trial], trusted: Mapping[str, Trial]) -> tuple[Genotype, str]:
+def _chosen(
+    fresh: _Fresh, means: Sequence[Trial], trusted: Mapping[str, Trial], shrunk: Sequence[Genotype]
+) -> tuple[Genotype, str]:
     """The architecture to deliver; where it is not the best of the fresh trainings, also why, in words.
 
     It is the best one that beats the default by more than the standard error of the difference, and random
-    search's choice significantly (p < 0.05), because the best of several candidates is partly the luckiest.
+    search's choice significantly (p < 0.05), because the best of several candidates is partly the luckiest;
+    what was ranked by a model that expects luck need only be better.
     Where the problem's metric is not the first objective, the best of all is taken. What breaks constraints
     more need not be beaten.
 
     trusted: what others must beat, by name, the most trusted first.
+    shrunk: what was found by a model that expects luck, and so need only be better than these.
     """
     lead = fresh.job.plan.lead
 
@@ -303,9 +310,12 @@ def _chosen(fresh: _Fresh, means: Sequence[Trial], trusted: Mapping[str, Trial])
             gain, what = fresh.compare(own.genotype, other.genotype), f"better than {_WORDS[name]}"
             if gain is None:
                 return what
-            if name == RANDOM and (gain.delta <= 0 or gain.p >= LEVEL):
+            if own.genotype in shrunk:
+                if gain.delta <= 0:
+                    return f"{what} ({gain})"
+            elif name == RANDOM and (gain.delta <= 0 or gain.p >= LEVEL):
                 return f"significantly {what} ({gain})"
-            if gain.delta <= gain.error:
+            elif gain.delta <= gain.error:
                 return f"{what} by more than the standard error ({gain})"
         return ""
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from nas.errors import ConfigError, unknown
+from nas.searchers.auto import Auto
 from nas.searchers.evolution import Generational, Nsga2, RegularizedEvolution
 from nas.searchers.goals import Goals
 from nas.searchers.method_names import OPTUNA
@@ -19,6 +20,7 @@ _CLASSES: Mapping[str, type[Searcher]] = {
     "local": LocalSearch,
     "nsga2": Nsga2,
     "guided": Guided,
+    "auto": Auto,
     "spos": Generational,
 }
 SEARCHERS = (*_CLASSES, *ALIASES)

@@ -6,7 +6,9 @@ DIFFERENTIABLE = (
     *("darts", "darts2", "gdas", "snas", "drnas", "pcdarts", "sdarts-rs", "sdarts-adv", "fairdarts"),
     *("beta-darts", "gaea", "oles", "is-darts", "pdarts"),
 )
-BLACK_BOX = ("random", "evolution", "local", "nsga2", "guided", "tpe", "gp")
+AUTO = "auto"
+"""The default method."""
+BLACK_BOX = (AUTO, "random", "evolution", "local", "nsga2", "guided", "tpe", "gp")
 SHARED = ("spos",)
 """Methods that are black-box searches on shared weights only."""
 OPTUNA = "optuna:"

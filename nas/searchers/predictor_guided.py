@@ -118,20 +118,28 @@ def _mutants(space: Space, parent: Genotype, rng: np.random.Generator) -> list[G
 # -- the surrogate -------------------------------------------------------------------------------------
 
 
-def gaussian_process(blocks: Sequence[Matrix], y: Vector, rng: np.random.Generator) -> Predict:
+def gaussian_process(
+    blocks: Sequence[Matrix],
+    y: Vector,
+    rng: np.random.Generator,
+    *,
+    lengths: Sequence[float] = LENGTHS,
+    noises: Sequence[float] = NOISES,
+) -> Predict:
     """A Gaussian process with a squared-exponential kernel over all blocks (Rasmussen & Williams 2006).
 
     Length scales, where infinite ignores a block, and noise maximise the marginal likelihood (eq. 5.8), one
     coordinate at a time over a grid; the signal's variance is then known in closed form.
 
-    y: targets `[N]` of about zero mean and unit variance.
+    y: targets `[N]` of about zero mean. lengths: scales to choose from. noises: variances of the noise, in
+      the signal's, to choose from; the middle one is the first guess.
     """
-    *lengths, noise = _tuned(blocks, y, rng)
-    lower, half, scale = _solved(_kernel(_squares(blocks, blocks), lengths), y, noise)
+    *chosen, noise = _tuned(blocks, y, rng, lengths, noises)
+    lower, half, scale = _solved(_kernel(_squares(blocks, blocks), chosen), y, noise)
     weights = solve_triangular(lower.T, half)
 
     def predict(candidates: Sequence[Matrix]) -> tuple[Vector, Vector]:
-        cross = _kernel(_squares(candidates, blocks), lengths)
+        cross = _kernel(_squares(candidates, blocks), chosen)
         left = solve_triangular(lower, cross.T, lower=True)
         variance = scale * np.maximum(1e-9, 1.0 - (left**2).sum(0))
         return cross @ weights, np.sqrt(variance)
@@ -160,14 +168,20 @@ def _solved(kernel: Matrix, y: Vector, noise: float) -> tuple[Matrix, Vector, fl
     return lower, half, max(1e-9, float(half @ half) / len(y))
 
 
-def _tuned(blocks: Sequence[Matrix], y: Vector, rng: np.random.Generator) -> tuple[float, ...]:
+def _tuned(
+    blocks: Sequence[Matrix],
+    y: Vector,
+    rng: np.random.Generator,
+    lengths: Sequence[float] = LENGTHS,
+    noises: Sequence[float] = NOISES,
+) -> tuple[float, ...]:
     """The length scale of each block and the noise of the largest likelihood, each tried in turn, twice."""
     rows = np.arange(len(y)) if len(y) <= TUNED_ON else np.sort(rng.choice(len(y), TUNED_ON, replace=False))
     some = [block[rows] for block in blocks]
     likelihood = cache(partial(_log_likelihood, _squares(some, some), y[rows]))
-    best = (*(1.0 for _ in blocks), 0.1)
+    best = (*(1.0 for _ in blocks), noises[len(noises) // 2])
     for _ in range(2):
-        for position, grid in enumerate([*(LENGTHS for _ in blocks), NOISES]):
+        for position, grid in enumerate([*(lengths for _ in blocks), noises]):
             for value in grid:
                 changed = (*best[:position], value, *best[position + 1 :])
                 if likelihood(changed) > likelihood(best):
@@ -200,8 +214,8 @@ def promise(
     there is hardly any hope.
     """
     count = len(trials)
-    known = [_standardised(block, count)[:count] for block in blocks]
-    new = [_standardised(block, count)[count:] for block in blocks]
+    known = [standardised(block, count)[:count] for block in blocks]
+    new = [standardised(block, count)[count:] for block in blocks]
     scores, violations = goals.table(trials)
     feasible = violations == 0
     chance = np.zeros(len(new[0]))
@@ -288,7 +302,7 @@ def _log_h(z: Vector) -> Vector:
     return result
 
 
-def _standardised(block: Matrix, count: int) -> Matrix:
+def standardised(block: Matrix, count: int) -> Matrix:
     """Columns scaled so that two trials are about a distance of one apart in the whole block."""
     spread = np.sqrt(2 * block[:count].var(0).sum())
     scaled: Matrix = block / (spread or 1.0)

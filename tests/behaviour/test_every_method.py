@@ -9,7 +9,7 @@ from small_spaces import CELL, SIGNALS
 
 import nas
 
-BY_TRIALS = ("random", "evolution", "local", "nsga2", "guided", "tpe")
+BY_TRIALS = ("auto", "random", "evolution", "local", "nsga2", "guided", "tpe")
 FINDING = ("darts", "darts2", "snas", "pcdarts", "sdarts-rs", "sdarts-adv", "gaea", "oles")
 """Searches by gradients that find a planted operation within 18 or 30 steps, whatever their seed."""
 BY_GRADIENTS = (*FINDING, "gdas", "drnas", "fairdarts", "beta-darts", "is-darts", "pdarts")

@@ -13,7 +13,7 @@ from torch import nn
 import nas
 from nas.spaces import toy
 
-SEARCHERS = ("random", "evolution", "local", "nsga2", "guided", "tpe")
+SEARCHERS = ("auto", "random", "evolution", "local", "nsga2", "guided", "tpe")
 SETTINGS = {
     "evolution": {"population": 10, "tournament": 5},
     "local": {"init": 5},
@@ -47,6 +47,7 @@ def dominated(point, others):
         ("local", 40, 6, 0.95),
         ("nsga2", 60, 6, 0.85),
         ("guided", 20, 2, 0.8),
+        ("auto", 30, 2, 0.8),
         ("tpe", 40, 2, 0.8),
     ],
 )

@@ -18,6 +18,7 @@ JOBS = {
         "evolution",
         {"trials": 4, "searcher": {"population": 2}, "warm_start": "parent"} | AGAIN,
     ),
+    "auto": ("auto", {"trials": 12, "searcher": {"init": 3}} | AGAIN),
     "halving": ("random", {"trials": 6, "scheduler": "successive-halving", "eta": 2}),
     "spos": ("spos", {"trials": 8, "epochs": 3}),
     "darts": ("darts", {"epochs": 3, "search": {"batch": 12}}),
