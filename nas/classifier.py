@@ -74,7 +74,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         time_budget: float | str = "10m",
         *,
         space: str | Space = "convnet",
-        method: str = "evolution",
+        method: str = "auto",
         random_state: int | np.random.RandomState | None = 0,
         test_fraction: float = 0.1,
         augment: str | None = None,

@@ -80,7 +80,10 @@ def test_settings_that_the_method_does_not_read_are_refused(values):
 
 
 def test_sizes_may_be_written_in_several_ways():
-    found = [make_config({"memory": text}).memory for text in ("8GiB", "500 MB", "2g", 4096, "1.5KiB")]
+    found = [
+        make_config({"method": "darts", "memory": text}).memory
+        for text in ("8GiB", "500 MB", "2g", 4096, "1.5KiB")
+    ]
     assert found == [8 * 2**30, 500 * 10**6, 2 * 10**9, 4096, 1536]
     for text in ("lots", "-3GiB", True, "3 parsecs", 0):
         assert "memory is" in refused({"memory": text})

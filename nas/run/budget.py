@@ -185,14 +185,14 @@ def unlimited(job: Job, steps: Steps, *, places: int) -> BudgetPlan:
     return BudgetPlan(seconds, trials, epochs)
 
 
-def divided(job: Job, steps: Steps, usable_s: float, *, places: int) -> BudgetPlan:
+def divided(job: Job, steps: Steps, usable_s: float, *, places: int, last: float = LAST) -> BudgetPlan:
     """So many seconds: the last training first, and a search where one worth it fits beside it.
 
-    places: of trainings that are made side by side.
+    places: of trainings that are made side by side. last: the least share of the last training.
     """
     for compares in (True, False) if job.config.baselines and not job.is_own_baseline else (False,):
         again_s = rerank_s(job, steps, places=places, compares=compares)
-        longest_s = ((1 - LAST) * usable_s - again_s) / (1 + compares / places)
+        longest_s = ((1 - last) * usable_s - again_s) / (1 + compares / places)
         if job.has_choice and (fitting := _fitted(job, steps, longest_s)) is not None:
             trials, epochs = fitting
             found_s = min(longest_s, search_s(job, steps, trials, epochs))

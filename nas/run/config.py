@@ -151,7 +151,7 @@ class Config(BaseModel):
 
     space: Text = says(SPACE, "what", default="darts")
     task: Text = says(TASK, "what", default="digits")
-    method: Text = says(METHOD, "what", default="is-darts")
+    method: Text = says(METHOD, "what", default="auto")
     preset: Text = says(
         "How long phases take and how large networks are: quick (minutes), standard (as published), "
         "nasbench201 or nasbench201-12 (as for its table).",

@@ -43,7 +43,7 @@ from nas.run.result_files import write_result
 from nas.run.retrain import help_to_retrain, last_training, train_final
 from nas.run.run_folder import begun, clear_checkpoints, export, finished
 from nas.run.step_timing import paced, search_pace, suited
-from nas.searchers.method_names import OWN
+from nas.searchers.method_names import AUTO, OWN
 from nas.show.progress import Progress, telling
 from nas.show.tracking.tracker import Tracker
 from nas.space.graph import cell_graphs
@@ -64,7 +64,7 @@ PICTURES_S = 2.0
 def search(
     space: str | Space = "darts",
     task: str | Task = "digits",
-    method: str | Method = "is-darts",
+    method: str | Method = "auto",
     *,
     out: str | Path | None = None,
     settings: Mapping[str, object] | None = None,
@@ -201,6 +201,8 @@ def whole_job(job: Job, tell: Tell | None = None) -> Result:
         job, plan = plan_budget(job, tell)
         if job.genotype is None:
             job.progress.note(_described(job))
+            if job.config.method == AUTO and not plan.has_no_search:
+                job.progress.note(_decided(job))
             with workplaces(job) as at_work:
                 found = _search(at_work, plan)
                 baselines, verdict = compare(at_work, found, plan)
@@ -327,6 +329,18 @@ def _described(job: Job) -> str:
     decisions = counted(len(job.space.decisions), "decision")
     size = f"space {job.space.name}: {decisions}, {job.space.size} architectures"
     return size if job.has_choice else f"{size}; with a single architecture there is nothing to search"
+
+
+def _decided(job: Job) -> str:
+    """What the default method does here."""
+    plan, trials = job.plan, "trials on the weights of one supernet"
+    if not job.config.shares_weights:
+        trials = f"trials of {counted(plan.ladder.granted[-1], 'epoch')} from scratch"
+    told = f"{AUTO}: {trials}, around the default architecture and where a model of them hopes for more"
+    if plan.top_k == 1 and not job.config.baselines:
+        return told
+    again = f"{counted(plan.repeats, 'fresh training')} of {counted(plan.top_k_epochs, 'epoch')} each"
+    return f"{told}; the best {plan.top_k} and the default are compared by {again}"
 
 
 def _of_search(job: Job, found: SearchOutcome, best: Genotype) -> dict[str, float]:
