@@ -37,8 +37,6 @@ COMMAND = (
     "darts",
     "--task",
     "digits",
-    "--method",
-    "darts",
     "--preset",
     "quick",
 )
@@ -105,21 +103,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/budget/quickstart.jsonl"))
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--busy", type=int, default=0)
+    parser.add_argument("--method", default="auto")
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
-    for seed in sorted(set(range(args.seeds)) - {r["seed"] for r in rows if r["busy"] == args.busy}):
+    known = {r["seed"] for r in rows if (r["busy"], r["method"]) == (args.busy, args.method)}
+    for seed in sorted(set(range(args.seeds)) - known):
         speed = {"reference_ms": reference_ms()}  # where nothing else runs
         others = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(args.busy)]
         with tempfile.TemporaryDirectory() as folder:
             run, began = Path(folder) / "run", time.monotonic()
             try:
-                command = [sys.executable, *COMMAND, "--seed", str(seed), "--out", str(run)]
+                own = ["--method", args.method, "--seed", str(seed), "--out", str(run)]
+                command = [sys.executable, *COMMAND, *own]
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             finally:
                 for process in others:
                     process.kill()
-            row = {"seed": seed, "busy": args.busy, "seconds": round(time.monotonic() - began, 1)} | speed
+            row = {"seed": seed, "busy": args.busy, "method": args.method}
+            row |= {"seconds": round(time.monotonic() - began, 1)} | speed
             metrics = json.loads((run / "metrics.json").read_text())
             row |= {"test_acc": metrics["test_acc"], **({} if args.busy else rivals(run))}
         print(line := json.dumps(row), flush=True)
