@@ -146,6 +146,7 @@ def searched(setting: Setting, method: str, seed: int, cifar: Path | None, folde
             chosen, trials, words = default, 0, "no time for a search"
         else:
             job = applied(job, plan)
+            job = replace(job, plan=replace(job.plan, trials=UNBOUNDED))  # the time ends the search
             found = search_by_trials(job, until_s=plan.seconds[SEARCH])
             chosen, trials = found.candidates[0], len(found.history)
             if method != "auto without a verdict":

@@ -17,7 +17,8 @@ from nas.oneshot.diagnostics import (
     matching,
 )
 from nas.oneshot.methods import Method
-from nas.oneshot.search import Search
+from nas.oneshot.relaxations import GumbelHard
+from nas.oneshot.search import Search, search
 
 
 def make(*, steps=2, **parts):
@@ -109,3 +110,11 @@ def test_epochs_that_were_gone_back_on_do_not_last():
 
     epochs = [epoch(1), epoch(2), epoch(3), epoch(4, back=2), epoch(3), epoch(4), epoch(5, back=3), epoch(9)]
     assert [id(e) for e in lasting(epochs)] == [id(epochs[i]) for i in (0, 1, 4, 7)]
+
+
+def test_the_curvature_of_sampled_paths_is_measured_in_every_fourth_epoch():
+    """Since it differentiates all options twice, where a step runs one of each."""
+    method = Method("test", dataclasses.replace(RECIPE, epochs=9), relaxation=GumbelHard())
+    epochs = search(smooth(), make_task(), method, seed=0).epochs
+    assert [epoch.epoch for epoch in epochs if math.isfinite(epoch.health.eigenvalue)] == [4, 8]
+    assert all(math.isfinite(epoch.health.entropy) for epoch in epochs)

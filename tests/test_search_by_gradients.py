@@ -168,8 +168,8 @@ def alarmed(monkeypatch, eigenvalues):
     told = iter(eigenvalues)
     real = searching.Examiner.examine
 
-    def examine(self, *args):
-        return dataclasses.replace(real(self, *args), eigenvalue=next(told))
+    def examine(self, *args, **known):
+        return dataclasses.replace(real(self, *args, **known), eigenvalue=next(told))
 
     monkeypatch.setattr(searching.Examiner, "examine", examine)
 

@@ -33,6 +33,8 @@ ITERATIONS = 10
 """Of the dominant eigenvalue, at most."""
 _ONCE = re.compile("derivative .* is not implemented|differentiate twice")
 """What the library says of an operation without second derivatives."""
+SELDOM = 4
+"""Epochs from one eigenvalue to the next where one option runs at a time, whose steps are cheap beside it."""
 LOOKS, CURVATURE = 3.0, 1.2
 """Steps that looking at a search takes about as long as, and those of an iteration of the eigenvalue."""
 PASSES = 2
@@ -50,7 +52,8 @@ class Health:
     entropy: mean entropy of the decisions' strengths over that of a uniform choice, in [0, 1]; 1 is
       undecided.
     eigenvalue: largest in magnitude of the Hessian of the validation loss with respect to the alphas, on one
-      batch that is the same after every epoch; NaN where the alphas are not learned. Deviations: Zela et al.
+      batch that is the same after every epoch; NaN where the alphas are not learned, and in three of four
+      epochs where one option runs at a time. Deviations: Zela et al.
       (ICLR 2020, RobustDARTS, §4) draw another batch each time, and this one has `curvature_images` only;
       their code takes the largest with its sign, and adds the alphas' weight decay, where a loss that falls
       off steeply is here as sharp as one that rises.
@@ -89,12 +92,18 @@ class Examiner:
         self.trouble = ""
 
     def examine(
-        self, search: Bilevel, genotype: Genotype, before: Genotype | None, val_score: float
+        self,
+        search: Bilevel,
+        genotype: Genotype,
+        before: Genotype | None,
+        val_score: float,
+        *,
+        curved: bool = True,
     ) -> Health:
         """One epoch's health.
 
         genotype: what the alphas prefer now. before: what they did an epoch before. val_score: of the
-        supernet, on the validation split.
+        supernet, on the validation split. curved: whether to measure the eigenvalue.
         """
         supernet, loop = search.supernet, search.loop
         seed = derive(loop.seed, "health", loop.step // loop.steps_per_epoch)
@@ -103,7 +112,7 @@ class Examiner:
         return Health(
             skip_shares=skip_shares(supernet.space, genotype),
             entropy=entropy(supernet.preferences(), [len(d.options) for d in supernet.space.decisions]),
-            eigenvalue=self.eigenvalue(search) if learned else math.nan,
+            eigenvalue=self.eigenvalue(search) if learned and curved else math.nan,
             matching=matching(search, seed, genotype if sampled else None),
             gap=math.nan if sampled else val_score - preferred_score(search, genotype, seed),
             changes=0 if before is None else sum(a != b for a, b in zip(genotype, before, strict=True)),
@@ -142,6 +151,11 @@ class Examiner:
         return value
 
 
+def between(method: Method) -> int:
+    """Epochs from one eigenvalue to the next."""
+    return SELDOM if method.relaxation.samples_one_path else 1
+
+
 def continued(steps_per_epoch: int) -> int:
     """Iterations that do for an eigenvalue that begins in the direction of the one before."""
     return max(2, steps_per_epoch // 6)
@@ -155,7 +169,7 @@ def monitoring_cost(task: Task, method: Method, *, first: bool) -> float:
     batch = method.weights.batch
     later = min(ITERATIONS, continued(len(task.train) // batch))
     iterations = (ITERATIONS if first else later) if method.learns_alphas else 0
-    return LOOKS + CURVATURE * iterations + FORWARD / PASSES * len(task.val) / batch
+    return LOOKS + CURVATURE * iterations / between(method) + FORWARD / PASSES * len(task.val) / batch
 
 
 def curvature_images(method: Method, batch: int, device: torch.device) -> int:

@@ -54,7 +54,7 @@ class Guards:
     def growth(self, eigenvalues: Sequence[float], epochs: int) -> Growth:
         """How the curvature has grown, given one eigenvalue for each epoch that is looked at.
 
-        epochs: of the whole search; the shares refer to it.
+        epochs: of the whole search, of those that are looked at; the shares refer to them.
         """
         window, delay, start = (_epochs(s, epochs) for s in (self.window, self.delay, self.start))
         now = len(eigenvalues)

@@ -27,6 +27,7 @@ from nas.oneshot.diagnostics import (
     Examiner,
     Health,
     Strengths,
+    between,
     lasting,
     monitoring_cost,
     preferred_score,
@@ -235,7 +236,8 @@ class Search:
             health = Health(skip_shares=skip_shares(self.space, genotype))
         else:
             before = self.epochs[-1].genotype if self.epochs else None
-            health = self.examiner.examine(self, genotype, before, val_score)
+            curved = self.done % between(self.method) == 0
+            health = self.examiner.examine(self, genotype, before, val_score, curved=curved)
         guards, (growth, moment) = self.method.guards, _look(self, health.eigenvalue)
         epoch = Epoch(
             epoch=self.done,
@@ -414,16 +416,17 @@ def _reads(work: Search) -> Hashable | None:
 
 def _look(work: Search, eigenvalue: float) -> tuple[Growth, Moment | None]:
     """How the curvature has grown while the alphas move; where to go back to when it is too much."""
-    if work.selects or not work.moves_alphas:
+    every = between(work.method)
+    if work.selects or not work.moves_alphas or work.done % every:
         return Growth(), None
-    length = work.stages[work.stage].epochs if work.method.staging.fresh else work.ends[-1]
+    length = (work.stages[work.stage].epochs if work.method.staging.fresh else work.ends[-1]) // every
     guards = work.method.guards
     work.eigenvalues.append(abs(eigenvalue))
     growth = (guards or Guards()).growth(work.eigenvalues, length)
     if guards is None:
         return growth, None
     work.moments[work.done] = cast(Moment, unpack(*pack(work.moment())))  # copied to the CPU
-    back = work.done - guards.reach(length)
+    back = work.done - every * guards.reach(length)
     found = work.moments[back] if growth.alarming else None
     work.moments = {at: kept for at, kept in work.moments.items() if at > back}
     return growth, found

@@ -283,8 +283,10 @@ def _draw_lines(axes: Axes, lines: Sequence[_Line], backs: NDArray[np.int64]) ->
         return
     for line in lines:
         many = len(line.values) > _MANY
-        x = np.insert(np.arange(1.0, len(line.values) + 1), backs, backs + 0.5)
-        (drawn,) = axes.plot(x, np.insert(line.values, backs, np.nan), color=line.color, zorder=3)
+        known = np.flatnonzero(np.isfinite(line.values))
+        gaps = np.searchsorted(known, backs)
+        x = np.insert(known + 1.0, gaps, backs + 0.5)
+        (drawn,) = axes.plot(x, np.insert(line.values[known], gaps, np.nan), color=line.color, zorder=3)
         drawn.set(linewidth=0.6 * line.width if many else line.width, markersize=1.4 * line.width)
         drawn.set_marker("" if many else "o")
         set_dash(drawn, line.dash)
