@@ -97,10 +97,10 @@ WITHOUT = {
     "auto without a model": {"ask": lambda self, *known: RandomSearch().ask(*known)},  # noqa: ARG005
     "auto without costs": {"costs": lambda self, space, done, of: np.zeros(len(of))},  # noqa: ARG005
     "auto without shrinkage": {"ranked": lambda self, space, trials, rng: list(trials)},  # noqa: ARG005
-    "auto without random ones": {"random_every": 10**9},
-    "auto without a verdict": {},
 }
-"""The method with a part of it off: what of `Auto` is replaced; the verdict is none of its parts."""
+"""The method with a part of it off: what of `Auto` is replaced."""
+FIRST_CHOICE = "auto without a verdict"
+"""What its model ranks first, from the same searches."""
 
 
 def task_of(setting: Setting, seed: int, cifar: Path | None) -> nas.Task:
@@ -131,27 +131,24 @@ def searched(setting: Setting, method: str, seed: int, cifar: Path | None, folde
         given = {**named, "search_images": 0, **plain}
         return prepare(nas.make_config({**given, **settings}), folder, space=space, task=task)
 
-    off = WITHOUT.get(method, {})
-    for name, part in off.items():
-        if callable(part):
-            setattr(Auto, name, part)
-    numbers = {name: part for name, part in off.items() if not callable(part)}
-    many = {} if method in DIFFERENTIABLE else {"trials": UNBOUNDED, "searcher": numbers}
-    job, words = made(**many), ""
+    for name, part in WITHOUT.get(method, {}).items():
+        setattr(Auto, name, part)
+    many = {} if method in DIFFERENTIABLE else {"trials": UNBOUNDED}
+    job, told = made(**many), {}
     default = default_of(job)
     if method.startswith("auto"):
         pace = search_pace(job, default)
         plan = divided(job, Steps(pace, pace, pace), seconds - job.clock.elapsed_s, places=1, last=0.0)
         if plan.has_no_search:
-            chosen, trials, words = default, 0, "no time for a search"
+            chosen, trials, told = default, 0, {"words": "no time for a search"}
         else:
             job = applied(job, plan)
             job = replace(job, plan=replace(job.plan, trials=UNBOUNDED))  # the time ends the search
             found = search_by_trials(job, until_s=plan.seconds[SEARCH])
-            chosen, trials = found.candidates[0], len(found.history)
-            if method != "auto without a verdict":
-                verdict = rerank(job, found.candidates, {DEFAULT: default}, until_s=seconds)
-                chosen, words = verdict.best, "; ".join(verdict.statements)
+            trials = len(found.history)
+            verdict = rerank(job, found.candidates, {DEFAULT: default}, until_s=seconds)
+            chosen, told = verdict.best, {"words": "; ".join(verdict.statements)}
+            told["first"] = found.candidates[0]
     else:
         if method in DIFFERENTIABLE:
             found = search_by_gradients(made(epochs=epochs(job, seconds)), until_s=1.1 * seconds)
@@ -164,7 +161,7 @@ def searched(setting: Setting, method: str, seed: int, cifar: Path | None, folde
         chosen = next(g for g in found.candidates if method != "random" or g != default)
         trials = len(found.history)
     seconds = round(job.clock.elapsed_s, 1)
-    return {"seconds": seconds, "trials": trials, "chosen": chosen, "default": default, "words": words}
+    return {"seconds": seconds, "trials": trials, "chosen": chosen, "default": default} | told
 
 
 def epochs(job: Job, seconds: float) -> int:
@@ -247,7 +244,9 @@ def errors_of(rows: list[dict]) -> Errors:
     found: Errors = defaultdict(dict)
     for row in (row for row in rows if row["kind"] == "search"):
         place = row["setting"], row["seed"]
-        for method, genotype in ((row["method"], row["chosen"]), (DEFAULT, row["default"])):
+        parts = {row["method"]: "chosen", DEFAULT: "default"}
+        parts |= {FIRST_CHOICE: "first"} if row["method"] == "auto" else {}
+        for method, genotype in ((name, row.get(part)) for name, part in parts.items()):
             if (error := fresh.get(key(place[0], genotype, place[1]))) is not None:
                 found[place][method] = float(error)
     return found
@@ -325,7 +324,12 @@ def main() -> None:
         side_by_side([["search", n, m, s] for s in seeds for n in settings for m in methods], options)
         own = (r for r in rows_in(options.out) if r["kind"] == "search")
         own = [r for r in own if r["setting"] in settings and r["seed"] in seeds and r["method"] in methods]
-        again = [["fresh", r["setting"], r[of], r["seed"]] for of in ("default", "chosen") for r in own]
+        again = [
+            ["fresh", r["setting"], r[of], r["seed"]]
+            for of in ("default", "chosen", "first")
+            for r in own
+            if of in r
+        ]
         side_by_side([json.loads(text) for text in dict.fromkeys(map(json.dumps, again))], options)
     errors = errors_of(rows_in(options.out))
     table(errors)

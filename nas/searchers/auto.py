@@ -36,8 +36,8 @@ class Auto(Guided):
     random. Then it is `guided`, but for these: the mean of the Gaussian process is linear in the logarithm of
     the cost, as larger networks tend to be better, and its noise is the signal's variance or more; what it
     takes has the largest expected improvement for the square root of its cost (Snoek et al. 2012, §3.2, have
-    the cost itself, by which only small networks would be tried); one in `random_every` architectures is
-    random. Costs are multiply-accumulates; those of what was not trained yet are foretold from the options.
+    the cost itself, by which only small networks would be tried). Costs are multiply-accumulates; those of
+    what was not trained yet are foretold from the options.
 
     With several objectives or constraints it is `guided`.
 
@@ -45,17 +45,13 @@ class Auto(Guided):
     default: an architecture that is known to be good; None where there is none.
     """
 
-    random_every: int = 5
     dearest: float = 2.0
     default: Genotype | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.random_every < 2 or not self.dearest >= 1:
-            raise ConfigError(
-                f"auto: random_every is {self.random_every} and dearest {self.dearest}, wanted at least 2 "
-                "and 1"
-            )
+        if not self.dearest >= 1:
+            raise ConfigError(f"auto: dearest is {self.dearest}, wanted at least 1")
 
     @property
     def ranks(self) -> bool:
@@ -69,8 +65,6 @@ class Auto(Guided):
         number, done = len(history), [t for t in (*self.earlier, *history) if t.state == "done"]
         if number < self.init or len(done) < 2:
             return unseen(space, history, rng, propose=lambda: self._first(space, number, rng))
-        if number % self.random_every == 0:
-            return unseen(space, history, rng, propose=lambda: space.sample(rng))
         best = self.ranked(space, done, rng)[: self.parents]
         candidates = self._candidates(space, history, best, rng)
         costs = self.costs(space, done, candidates)
