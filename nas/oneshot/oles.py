@@ -13,7 +13,6 @@ from nas.errors import ConfigError
 from nas.oneshot.supernet import Supernet
 from nas.space.mixed_op import MixedOp
 from nas.space.ops import FactorizedReduce
-from nas.training.optimizer import flat
 
 
 @dataclass(frozen=True)
@@ -21,11 +20,12 @@ class Freezing:
     """OLES (Jiang et al., NeurIPS 2023): gradient matching of each operation, and when it is frozen.
 
     The match of an operation is the cosine between the gradients of training and validation loss with respect
-    to its weights, averaged over `steps` steps. Below `threshold` its weights are trained no further; its
-    alphas still are. Operations without weights, and skips that reduce, are never frozen.
+    to its weights, averaged over `steps` steps. As in the code, by which the threshold is meant, it is that
+    of each tensor along its first dimension, and a mean over the others and over tensors. Below `threshold`
+    its weights are trained no further; its alphas still are. Operations without weights, and skips that
+    reduce, are never frozen.
 
-    Deviations from the code: the cosine is that of all weights together, as in the paper, and not a mean over
-    tensors and their columns; both gradients are taken at the same weights, where it compares that of a
+    Deviation from the code: both gradients are taken at the same weights, where it compares that of a
     training step with that of the next validation step.
     """
 
@@ -103,10 +103,8 @@ def operations(supernet: Supernet) -> dict[str, list[nn.Parameter]]:
 
 
 def _cosine(weights: Sequence[nn.Parameter], validation: Mapping[nn.Parameter, Tensor]) -> Tensor:
-    """The cosine of training and validation gradient; 1, which freezes nothing, where there is none."""
+    """The mean cosine of training and validation gradient; 1, which freezes nothing, where there is none."""
     pairs = [(w.grad, validation[w]) for w in weights if w.grad is not None]
     if not pairs:
         return torch.ones((), device=weights[0].device)
-    ours, theirs = flat([a for a, _ in pairs]), flat([b for _, b in pairs])
-    norms = ours.norm() * theirs.norm()
-    return torch.where(norms > 0, ours @ theirs / norms.clamp_min(1e-30), 1.0)
+    return torch.stack([torch.cosine_similarity(a, b, dim=0).mean() for a, b in pairs]).mean()
