@@ -10,10 +10,10 @@ from nas.errors import ConfigError
 from nas.oneshot.darts_pt import (
     ByPerturbation,
     connections,
-    mixture_score,
     score_without,
     select,
     turns,
+    validated,
 )
 from nas.oneshot.supernet import Supernet
 from nas.space.cell import Cell
@@ -82,7 +82,7 @@ def retuned(supernet):
 def test_every_decision_is_fixed_to_the_option_that_the_supernet_relies_on(seed):
     supernet, task = planted(), bright_task()
     assert supernet.genotype() == (0, 0, 0)
-    assert mixture_score(supernet, supernet.expected_mixture(), task, task.val) == 1.0
+    assert validated(supernet, supernet.expected_mixture(), task, task.val)[1] == 1.0
     for (decision,) in turns(supernet, seed, 3)[:3]:
         assert select(supernet, task, SETTINGS, decision) == PLANTED[decision]
         retuned(supernet)

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from torch import nn
 
-from nas.oneshot.discretize import barred, capped, identities, keeps_cap, members, skip_shares
+from nas.oneshot.discretize import (
+    barred,
+    capped,
+    identities,
+    keeps_cap,
+    members,
+    skip_shares,
+    without_zeros,
+)
 from nas.space.loading import load
 from nas.space.ops import candidates
 from nas.space.space import Space
@@ -51,13 +59,19 @@ def test_a_judge_decides_what_takes_the_place_of_identities():
     collapsed = [np.array([0.05, 0.6, 0.1, 0.1, 0.15]) for _ in range(6)]
     asked = []
 
-    def judge(genotypes):
-        asked.append(list(genotypes))
-        return [g.count(3) for g in genotypes]
+    def judge(decision, options):
+        asked.append((decision, options))
+        return [option == 3 for option in options]
 
     assert capped(NB201, collapsed, 2).count(4) == 4
     assert capped(NB201, collapsed, 2, judge).count(3) == 4
-    assert [len(genotypes) for genotypes in asked] == [3] * 4  # never `none`, never the identity
+    assert len({decision for decision, _ in asked}) == 4
+    assert {tuple(options) for _, options in asked} == {(2, 3, 4)}  # never `none`, never the identity
+
+
+def test_without_zeros_something_is_on_every_connection():
+    rows = [np.array([0.6, 0.1, 0.1, 0.1, 0.1]), np.array([1.0, 0.0, 0.0, 0.0, 0.0])]
+    assert [row.argmax() for row in without_zeros(NB201, [*rows, *rows, *rows])] == [1, 0] * 3
 
 
 def test_identities_are_barred_once_a_kind_of_cell_has_enough():

@@ -92,16 +92,17 @@ def select(
 def score_without(
     supernet: Supernet, task: Task, settings: ByPerturbation, decision: int, option: int | None = None
 ) -> float:
-    """Validation score, larger is better, when one option, or all of a decision, gets no weight.
+    """Validation score, larger is better, when one option, or all of a decision, gets no weight."""
+    val = first_of(task.val, settings.images)
+    return task.problem.better(
+        validated(supernet, _mixture_without(supernet, decision, option), task, val)[1]
+    )
 
-    The weights of the others stay as they are (as in the code).
-    """
-    name = supernet.space.decisions[decision].name
-    with torch.no_grad():
-        mixture = supernet.expected_mixture()
-    left = _without(mixture[name], option)
-    found = mixture_score(supernet, {**mixture, name: left}, task, first_of(task.val, settings.images))
-    return task.problem.better(found)
+
+def losses_without(supernet: Supernet, task: Task, decision: int, options: Sequence[int]) -> list[float]:
+    """Validation losses when one of the options of a decision gets no weight."""
+    mixtures = (_mixture_without(supernet, decision, option) for option in options)
+    return [validated(supernet, mixture, task, task.val)[0] for mixture in mixtures]
 
 
 def connections(
@@ -128,16 +129,29 @@ def connections(
     return [row + 1e-6 * own for row, own in zip(scored, strengths, strict=True)] if strengths else scored
 
 
-def mixture_score(supernet: Supernet, mixture: Mixture, task: Task, split: Split) -> float:
-    """The mean score of a mixture, batch-norm taking the statistics of each batch (as the code does)."""
-    total, seen = 0.0, 0
+def validated(supernet: Supernet, mixture: Mixture, task: Task, split: Split) -> tuple[float, float]:
+    """Mean loss and score of a mixture, batch-norm taking the statistics of each batch (as the code does)."""
+    loss = score = 0.0
+    seen = 0
     with preserving(supernet.network.buffers()), in_training(supernet), torch.no_grad():
         for x, y in zip(torch.split(split.x, BATCH), torch.split(split.y, BATCH), strict=True):
             if len(x) > 1:
                 logits = supernet.mix(task.normalise(x), mixture)
-                total += float(task.problem.score(logits, y).sum())
+                loss += len(x) * float(task.problem.loss(logits, y))
+                score += float(task.problem.score(logits, y).sum())
                 seen += len(x)
-    return total / seen
+    return loss / seen, score / seen
+
+
+def _mixture_without(supernet: Supernet, decision: int, option: int | None) -> Mixture:
+    """The mixture of the alphas without one option, or all of a decision.
+
+    The weights of the others stay as they are (as in the code).
+    """
+    name = supernet.space.decisions[decision].name
+    with torch.no_grad():
+        mixture = supernet.expected_mixture()
+    return {**mixture, name: _without(mixture[name], option)}
 
 
 def _without(share: Share, option: int | None) -> Share:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nas.space.cell import Cell
 from nas.space.choosers import Slot
 from nas.space.space import Scores, Space
 from nas.types import Genotype
 
-Judge = Callable[[Sequence[Genotype]], Sequence[float]]
-"""How good architectures are, larger is better, e.g. their accuracies on shared weights."""
+Judge = Callable[[int, Sequence[int]], Sequence[float]]
+"""What options of a decision, by its position, are worth, larger is better."""
 
 
 def members(space: Space) -> dict[str, list[int]]:
@@ -56,8 +57,8 @@ def capped(space: Space, scores: Scores, cap: int, judge: Judge | None = None) -
 
     In each kind of cell the weakest identity gives way first, and the rest is projected anew (Chen et al.,
     ICCV 2019, P-DARTS, §3.3.2). Its place is taken by the operation proper that scores highest there, or,
-    where the alphas have collapsed and so say little, by the one whose architecture the judge finds best.
-    Where there is no such operation it stays.
+    where the alphas have collapsed and so say little, by the one that the judge finds best. Where there is
+    no such operation it stays.
     """
     scores, roles = [row.copy() for row in scores], _roles(space)
     fixed: set[int] = set()
@@ -72,11 +73,8 @@ def capped(space: Space, scores: Scores, cap: int, judge: Judge | None = None) -
         proper = [o for o, role in enumerate(roles[weakest]) if role == "op" and row[o] > 0]
         if not proper:
             continue
-        heights = [row[o] for o in proper] if judge is None else [row.max()] * len(proper)
-        rows = [height * np.eye(len(row))[o] for o, height in zip(proper, heights, strict=True)]
-        others = [space.nearest([*scores[:weakest], r, *scores[weakest + 1 :]]) for r in rows]
-        worth = heights if judge is None else list(judge(others))
-        scores[weakest] = rows[worth.index(max(worth))]
+        worth = [row[o] for o in proper] if judge is None else judge(weakest, proper)
+        scores[weakest] = row.max() * np.eye(len(row))[proper[int(np.argmax(worth))]]
 
 
 def barred(space: Space, alive: Sequence[Sequence[int]], decision: int, cap: int) -> tuple[int, ...]:
@@ -115,7 +113,16 @@ def by_alphas(space: Space, strengths: Scores, cap: int | None, *, judge: Judge 
 
     Else what they prefer with other operations in place of identities, see `capped`.
     """
-    now = space.nearest(strengths)
-    if cap is None or keeps_cap(space, now, cap):
-        return now
-    return capped(space, strengths, cap, judge)
+    return space.nearest(strengths) if cap is None else capped(space, strengths, cap, judge)
+
+
+def without_zeros(space: Space, strengths: Scores) -> list[NDArray[np.float64]]:
+    """Strengths in which no connection is left out where it may be anything else.
+
+    How strong `none` is says nothing: what it makes smaller is normalised again (Liu et al. 2019, §2.4).
+    """
+    found = []
+    for row, roles in zip(strengths, _roles(space), strict=True):
+        zero = np.array([role == "zero" for role in roles])
+        found.append(row if (row[~zero] <= 0).all() else np.where(zero, 0.0, row))
+    return found

@@ -30,10 +30,9 @@ from nas.oneshot.diagnostics import (
     between,
     lasting,
     monitoring_cost,
-    preferred_score,
     supernet_score,
 )
-from nas.oneshot.discretize import by_alphas, skip_shares
+from nas.oneshot.discretize import by_alphas, skip_shares, without_zeros
 from nas.oneshot.early_stopping import Growth, Guards
 from nas.oneshot.methods import Method
 from nas.oneshot.oles import Freezer
@@ -516,13 +515,14 @@ def _choose(work: Search) -> None:
     if method.staging.by == "fisher" and undecided:
         record_fisher(supernet, work.task)
 
-    def worth(genotypes: Sequence[Genotype]) -> list[float]:
-        seed, better = derive(work.seed, "cap", work.done), work.task.problem.better
-        return [better(preferred_score(work, genotype, seed)) for genotype in genotypes]
+    def worth(decision: int, options: Sequence[int]) -> list[float]:
+        return darts_pt.losses_without(supernet, work.task, decision, options)
 
-    judge = worth if method.guards is not None else None
-    work.strengths = tuple(supernet.strengths())
-    work.preferred = by_alphas(supernet.space, work.strengths, method.identities, judge=judge)
+    work.strengths = strengths = tuple(supernet.strengths())
+    judge = None
+    if method.guards is not None:
+        strengths, judge = tuple(without_zeros(supernet.space, strengths)), worth
+    work.preferred = by_alphas(supernet.space, strengths, method.identities, judge=judge)
 
 
 def _fix(work: Search, *epochs: int) -> list[str]:
