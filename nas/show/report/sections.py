@@ -99,8 +99,10 @@ def facts(run: Run) -> dict[str, str]:
         "task": f"{task['name']}, {learned}, images {shape} ({images})",
     }
     if run.method:
-        trials = "trials on shared weights" if run.shares_weights else "trained trials"
-        found["method"] = f"{run.method}, by {'gradients' if run.is_by_gradients else trials}"
+        how = "by trials on shared weights" if run.shares_weights else "by trained trials"
+        if run.is_by_gradients:
+            how = "by gradients, guarded" if run.record["config"].get("guard") else "by gradients"
+        found["method"] = f"{run.method}, {how}"
         found["goals"] = str(Goals.from_dict(plan["goals"]) if plan.get("goals") else Goals())
     return found | {
         "device": f"{environment.get('device', '?')} ({environment.get('hardware', '?')})",
