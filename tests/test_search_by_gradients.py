@@ -284,7 +284,7 @@ class Flash(nn.Module):
     """The same in the library's fast way, which has first derivatives only."""
 
     def forward(self, x):
-        tokens = x.flatten(2).transpose(1, 2)[:, None]
+        tokens = x.flatten(2).transpose(1, 2)[:, None].contiguous()  # it reads rows that lie together
         found, *_ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(tokens, tokens, tokens)
         return found[:, 0].transpose(1, 2).reshape(x.shape)
 

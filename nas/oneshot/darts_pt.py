@@ -7,7 +7,7 @@ The size of an alpha says little about how much the supernet relies on an operat
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -93,16 +93,20 @@ def score_without(
     supernet: Supernet, task: Task, settings: ByPerturbation, decision: int, option: int | None = None
 ) -> float:
     """Validation score, larger is better, when one option, or all of a decision, gets no weight."""
-    val = first_of(task.val, settings.images)
-    return task.problem.better(
-        validated(supernet, _mixture_without(supernet, decision, option), task, val)[1]
-    )
+    mixture, val = _changed(supernet, decision, option, _without), first_of(task.val, settings.images)
+    return task.problem.better(validated(supernet, mixture, task, val)[1])
 
 
-def losses_without(supernet: Supernet, task: Task, decision: int, options: Sequence[int]) -> list[float]:
-    """Validation losses when one of the options of a decision gets no weight."""
-    mixtures = (_mixture_without(supernet, decision, option) for option in options)
-    return [validated(supernet, mixture, task, task.val)[0] for mixture in mixtures]
+def worth(supernet: Supernet, task: Task, decision: int, options: Sequence[int]) -> list[float]:
+    """What options of a decision are worth to the supernet, larger is better.
+
+    How much the validation loss rises without one; or, where weights were trained with one option at a time,
+    how low it is with this one alone.
+    """
+    alone = supernet.relaxation.samples_one_path
+    change, sign = (_only, -1.0) if alone else (_without, 1.0)
+    mixtures = (_changed(supernet, decision, option, change) for option in options)
+    return [sign * validated(supernet, mixture, task, task.val)[0] for mixture in mixtures]
 
 
 def connections(
@@ -143,22 +147,33 @@ def validated(supernet: Supernet, mixture: Mixture, task: Task, split: Split) ->
     return loss / seen, score / seen
 
 
-def _mixture_without(supernet: Supernet, decision: int, option: int | None) -> Mixture:
-    """The mixture of the alphas without one option, or all of a decision.
-
-    The weights of the others stay as they are (as in the code).
-    """
+def _changed(
+    supernet: Supernet, decision: int, option: int | None, change: Callable[[Share, int | None], Share]
+) -> Mixture:
+    """The mixture of the alphas with another share of a decision; those of others stay (as in the code)."""
     name = supernet.space.decisions[decision].name
     with torch.no_grad():
         mixture = supernet.expected_mixture()
-    return {**mixture, name: _without(mixture[name], option)}
+    return {**mixture, name: change(mixture[name], option)}
 
 
 def _without(share: Share, option: int | None) -> Share:
     """The share with one option removed, or with all and the channels that bypass them."""
-    row = cast(Tensor, share.share if isinstance(share, Weighed) else share)
+    row = _row(share)
     if option is None:
         return Weighed(row, row.new_zeros(()))
     row = row.clone()
     row[option] = 0.0
     return Weighed(row, share.weight) if isinstance(share, Weighed) else row
+
+
+def _only(share: Share, option: int | None) -> Share:
+    """The share with nothing but one option."""
+    assert option is not None
+    row = torch.zeros_like(_row(share))
+    row[option] = 1.0
+    return Weighed(row, share.weight) if isinstance(share, Weighed) else row
+
+
+def _row(share: Share) -> Tensor:
+    return cast(Tensor, share.share if isinstance(share, Weighed) else share)

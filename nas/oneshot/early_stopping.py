@@ -26,7 +26,8 @@ class Guards:
       2.43e-2; here 8.1e-3, beyond which its published searches got worse).
     skip_cap: at most so many identities in a cell of the final architecture (P-DARTS: 2, in normal cells).
       The place of another is taken by the operation whose removal raises the validation loss most (DARTS-PT,
-      Wang et al., ICLR 2021). No connection is left out, as the strength of `none` says nothing.
+      Wang et al., ICLR 2021), where one runs at a time by that with the lowest loss. No connection is left
+      out, as the strength of `none` says nothing.
 
     Deviations from RobustDARTS' code, which lose fewer epochs and serve short searches: a mean counts as that
     of the last epoch of its window, there as that of the middle one, so that an alarm goes back by half a

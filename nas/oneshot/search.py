@@ -515,13 +515,11 @@ def _choose(work: Search) -> None:
     if method.staging.by == "fisher" and undecided:
         record_fisher(supernet, work.task)
 
-    def worth(decision: int, options: Sequence[int]) -> list[float]:
-        return darts_pt.losses_without(supernet, work.task, decision, options)
-
     work.strengths = strengths = tuple(supernet.strengths())
     judge = None
     if method.guards is not None:
-        strengths, judge = tuple(without_zeros(supernet.space, strengths)), worth
+        strengths = tuple(without_zeros(supernet.space, strengths))
+        judge = partial(darts_pt.worth, supernet, work.task)
     work.preferred = by_alphas(supernet.space, strengths, method.identities, judge=judge)
 
 
