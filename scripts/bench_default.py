@@ -96,7 +96,7 @@ WITHOUT = {
     "auto without mutants": {"_first": lambda self, space, number, rng: space.sample(rng)},  # noqa: ARG005
     "auto without a model": {"ask": lambda self, *known: RandomSearch().ask(*known)},  # noqa: ARG005
     "auto without costs": {"costs": lambda self, space, done, of: np.zeros(len(of))},  # noqa: ARG005
-    "auto without shrinkage": {"ranked": lambda self, space, trials, rng: list(trials)},  # noqa: ARG005
+    "auto without shrinkage": {"ranked": lambda self, space, trials, rng: self.goals.ordered(trials)},  # noqa: ARG005
 }
 """The method with a part of it off: what of `Auto` is replaced."""
 FIRST_CHOICE = "auto without a verdict"
