@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -93,8 +94,8 @@ def score_without(
     supernet: Supernet, task: Task, settings: ByPerturbation, decision: int, option: int | None = None
 ) -> float:
     """Validation score, larger is better, when one option, or all of a decision, gets no weight."""
-    mixture, val = _changed(supernet, decision, option, _without), first_of(task.val, settings.images)
-    return task.problem.better(validated(supernet, mixture, task, val)[1])
+    mixture = _changed(supernet, decision, partial(_without, option=option))
+    return task.problem.better(validated(supernet, mixture, task, first_of(task.val, settings.images))[1])
 
 
 def worth(supernet: Supernet, task: Task, decision: int, options: Sequence[int]) -> list[float]:
@@ -105,7 +106,7 @@ def worth(supernet: Supernet, task: Task, decision: int, options: Sequence[int])
     """
     alone = supernet.relaxation.samples_one_path
     change, sign = (_only, -1.0) if alone else (_without, 1.0)
-    mixtures = (_changed(supernet, decision, option, change) for option in options)
+    mixtures = (_changed(supernet, decision, partial(change, option=option)) for option in options)
     return [sign * validated(supernet, mixture, task, task.val)[0] for mixture in mixtures]
 
 
@@ -139,7 +140,7 @@ def validated(supernet: Supernet, mixture: Mixture, task: Task, split: Split) ->
     seen = 0
     with preserving(supernet.network.buffers()), in_training(supernet), torch.no_grad():
         for x, y in zip(torch.split(split.x, BATCH), torch.split(split.y, BATCH), strict=True):
-            if len(x) > 1:
+            if len(x) > 1 or not seen:
                 logits = supernet.mix(task.normalise(x), mixture)
                 loss += len(x) * float(task.problem.loss(logits, y))
                 score += float(task.problem.score(logits, y).sum())
@@ -147,14 +148,12 @@ def validated(supernet: Supernet, mixture: Mixture, task: Task, split: Split) ->
     return loss / seen, score / seen
 
 
-def _changed(
-    supernet: Supernet, decision: int, option: int | None, change: Callable[[Share, int | None], Share]
-) -> Mixture:
+def _changed(supernet: Supernet, decision: int, change: Callable[[Share], Share]) -> Mixture:
     """The mixture of the alphas with another share of a decision; those of others stay (as in the code)."""
     name = supernet.space.decisions[decision].name
     with torch.no_grad():
         mixture = supernet.expected_mixture()
-    return {**mixture, name: change(mixture[name], option)}
+    return {**mixture, name: change(mixture[name])}
 
 
 def _without(share: Share, option: int | None) -> Share:
@@ -167,9 +166,8 @@ def _without(share: Share, option: int | None) -> Share:
     return Weighed(row, share.weight) if isinstance(share, Weighed) else row
 
 
-def _only(share: Share, option: int | None) -> Share:
+def _only(share: Share, option: int) -> Share:
     """The share with nothing but one option."""
-    assert option is not None
     row = torch.zeros_like(_row(share))
     row[option] = 1.0
     return Weighed(row, share.weight) if isinstance(share, Weighed) else row

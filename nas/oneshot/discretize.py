@@ -74,7 +74,9 @@ def capped(space: Space, scores: Scores, cap: int, judge: Judge | None = None) -
         if not proper:
             continue
         worth = [row[o] for o in proper] if judge is None else judge(weakest, proper)
-        scores[weakest] = row.max() * np.eye(len(row))[proper[int(np.argmax(worth))]]
+        best = proper[int(np.argmax(worth))]
+        height = row[best] if judge is None else row.max()
+        scores[weakest] = height * np.eye(len(row))[best]
 
 
 def barred(space: Space, alive: Sequence[Sequence[int]], decision: int, cap: int) -> tuple[int, ...]:
