@@ -74,7 +74,7 @@ def macro(width: int = 8, classes: int = 10, in_channels: int = 1) -> nas.Space:
 
 @dataclass(frozen=True)
 class Setting:
-    """A space, images, how many of them and how large, minutes for a search; fresh trainings, their epochs."""
+    """A space, images, how many of them and how large, minutes for a search; fresh trainings, and epochs."""
 
     space: str
     data: str
