@@ -2,12 +2,12 @@
 
 At a scale that two cores can do: few images, small ones, a narrow and shallow supernet. A search by gradients
 ends with its first choice, unless --top asks for more; one on shared weights trains its best ten again for a
-few epochs. There is the first choice alone, and what was chosen after that.
+few epochs. There is the first choice alone, and what was chosen after that. A seed whose row --out holds
+already is not searched again.
 """
 
 import argparse
 import json
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ def settings(method: str, args: argparse.Namespace, seed: int) -> dict[str, obje
         "preset": "nasbench201",
         "seed": seed,
         "search_images": args.images,
+        "augment": "crop+flip",
         "space_settings": {"width": args.width, "cells": 1},
         "baselines": False,
         "retrain": {"epochs": 1},
@@ -55,10 +56,13 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     task, table = nas.load_task(args.task).resized(args.side), nas.load_benchmark("nasbench201")
-    rows = defaultdict(list)
     for method in args.method:
         name = f"{method}{'-no-guard' if args.no_guard else ''}"
+        kept = args.out / f"{name}.json"
+        rows = json.loads(kept.read_text()) if kept.exists() else []
         for seed in args.seed or (0, 1):
+            if any(row["seed"] == seed for row in rows):
+                continue
             out = args.out / f"{name}-{seed}"
             found = nas.search("nasbench201", task, method, out=out, settings=settings(method, args, seed))
             again = Study.read(out, "rerank", found.space)
@@ -67,10 +71,10 @@ def main() -> None:
             row = {"seed": seed, "first": accuracies[0], "again": accuracies[1]}
             row["cell"] = found.space.notation.write(found.genotype)
             row["seconds"] = found.metrics["search_seconds"]
-            rows[name].append(row | {"commit": read_run(out)["environment"]["commit"]})
-            (args.out / f"{name}.json").write_text(json.dumps(rows[name], indent=1))
+            rows.append(row | {"commit": read_run(out)["environment"]["commit"]})
+            kept.write_text(json.dumps(rows, indent=1))
             print(name, row, flush=True)
-        means = {key: np.mean([row[key] for row in rows[name]]) for key in ("first", "again")}
+        means = {key: np.mean([row[key] for row in rows]) for key in ("first", "again")}
         print(name, *(f"{key} {value:.4f}" for key, value in means.items()), flush=True)
 
 

@@ -23,7 +23,8 @@ def searched(method: str, precision: str, seed: int, args: argparse.Namespace) -
     """One search: strengths `[epochs, E, O]`, the last loss, the cell and its accuracy in the table."""
     settings = {
         **{"preset": "nasbench201", "seed": seed, "search_images": args.images, "epochs": args.epochs},
-        **{"baselines": False, "retrain": {"epochs": 1}, "top_k": 1, "search": {"precision": precision}},
+        **{"baselines": False, "retrain": {"epochs": 1}, "top_k": 1, "augment": "crop+flip"},
+        "search": {"precision": precision},
         "space_settings": {"width": args.width, "cells": 1},
         **({} if method == "is-darts" else {"alpha_lr_scale": 8.0}),
     }
