@@ -277,7 +277,7 @@ def table(errors: Errors) -> None:
             if method != rival and len(found := gains(errors, method, rival, setting)):
                 mean, half = interval(found)
                 own = [e[method] for (name, _), e in errors.items() if method in e and setting in ("", name)]
-                p = "" if setting or len(found) < 2 else f", p {stats.ttest_1samp(found, 0).pvalue:.4f}"
+                p = "" if setting or len(found) < 2 else f", p {stats.ttest_1samp(found, 0).pvalue:.1g}"
                 print(
                     f"  {method:26} {100 * np.mean(own):6.2f} % wrong; than {rival:8} "
                     f"{100 * mean:+6.2f} ± {100 * half:4.2f} % better (n {len(found)}{p})"
